@@ -1,0 +1,69 @@
+//! What the kernel lends the allocator.
+//!
+//! The allocator runs on whatever CPU calls it, in threads and in interrupt handlers alike. All it needs to know is how to
+//! keep an interrupt handler off this CPU while it holds a lock.
+
+/// The CPU as the allocator needs it.
+///
+/// A kernel on one x86_64 CPU uses [`X86_64`] and writes nothing.
+///
+/// # Safety
+///
+/// Between [`disable_interrupts`](Self::disable_interrupts) and the matching
+/// [`restore_interrupts`](Self::restore_interrupts) no code that can allocate or free may run on the same CPU other than
+/// the caller: no interrupt handler, no other thread. If one did, it would spin for ever on a lock that it interrupted.
+pub unsafe trait Platform: 'static {
+    /// Disables interrupts on this CPU and says whether they were enabled before.
+    fn disable_interrupts() -> bool;
+
+    /// Enables interrupts again if `were_enabled`, the answer of the matching
+    /// [`disable_interrupts`](Self::disable_interrupts), says so.
+    fn restore_interrupts(were_enabled: bool);
+}
+
+/// A kernel in ring 0 of an x86_64 CPU: interrupts are the flag IF of RFLAGS.
+///
+/// Non-maskable interrupts stay on: an NMI handler must not allocate.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy)]
+pub struct X86_64;
+
+// SAFETY: with IF clear a CPU takes no maskable interrupt, and so starts no handler and no other thread (Intel SDM vol. 3,
+// 6.8.1 "Masking Maskable Hardware Interrupts").
+#[cfg(target_arch = "x86_64")]
+unsafe impl Platform for X86_64 {
+    #[inline]
+    fn disable_interrupts() -> bool {
+        const INTERRUPT_FLAG: u64 = 1 << 9;
+        let flags: u64;
+        // SAFETY: reads RFLAGS by way of the stack and clears IF; ring 0 is what choosing this platform promises. Memory
+        // is not declared untouched, so that the compiler moves no access of the critical section over it.
+        unsafe { core::arch::asm!("pushfq", "pop {}", "cli", out(reg) flags) };
+        flags & INTERRUPT_FLAG != 0
+    }
+
+    #[inline]
+    fn restore_interrupts(were_enabled: bool) {
+        if were_enabled {
+            // SAFETY: they were enabled before the matching `disable_interrupts`, so handlers are ready for them.
+            unsafe { core::arch::asm!("sti") };
+        }
+    }
+}
+
+/// A program without interrupts, such as a test on the host; its threads are like the CPUs of a kernel.
+///
+/// Never for a kernel whose interrupt handlers allocate: they would spin for ever.
+#[derive(Debug, Clone, Copy)]
+pub struct NoInterrupts;
+
+// SAFETY: there are no interrupt handlers, and a thread that is pre-empted goes on later and releases its lock.
+unsafe impl Platform for NoInterrupts {
+    #[inline]
+    fn disable_interrupts() -> bool {
+        false
+    }
+
+    #[inline]
+    fn restore_interrupts(_: bool) {}
+}
