@@ -1,0 +1,101 @@
+//! The kernel's address space.
+//!
+//! | addresses | what |
+//! |---|---|
+//! | from [`PHYSICAL_MEMORY`] | all physical memory, and at least the first 4 GiB of physical addresses |
+//! | from `0xffff_9000_0000_0000` | registers of devices, uncached, each at its physical address plus this |
+//! | from `0xffff_ffff_8000_0000` | the kernel's image |
+//!
+//! Where the `bootloader` crate loaded the kernel, its tables map a few pages more, all below half of the address space.
+
+use kslab::platform::X86_64;
+use kslab::{IrqLock, Order};
+use spin::Once;
+use x86_64::registers::control::Cr3;
+use x86_64::structures::paging::mapper::MapToError;
+use x86_64::structures::paging::{
+    FrameAllocator, Mapper, OffsetPageTable, Page, PageTable, PageTableFlags, PhysFrame, Size4KiB,
+};
+use x86_64::{PhysAddr, VirtAddr};
+
+use crate::heap::HEAP;
+use crate::{stop, traps};
+
+/// Physical address 0 is mapped here.
+pub const PHYSICAL_MEMORY: u64 = 0xffff_8000_0000_0000;
+
+/// The registers of devices are mapped here, each at its physical address plus this.
+const DEVICES: u64 = 0xffff_9000_0000_0000;
+
+static TABLES: Once<IrqLock<X86_64, OffsetPageTable<'static>>> = Once::new();
+
+/// The pointer at which the byte at the physical address `address` is mapped.
+pub const fn physical(address: u64) -> *mut u8 {
+    (PHYSICAL_MEMORY + address) as *mut u8
+}
+
+/// Takes over the page tables that are in force, and unmaps the guard page below every stack of this CPU.
+///
+/// # Safety
+///
+/// The page tables in force must map physical memory at [`PHYSICAL_MEMORY`], and nothing else may change them.
+pub(crate) unsafe fn init() {
+    TABLES.call_once(|| {
+        let (root, _) = Cr3::read();
+        let root: *mut PageTable = physical(root.start_address().as_u64()).cast();
+        // SAFETY: CR3 holds the address of the table in force, and the caller gives it to us alone, with all below it.
+        IrqLock::new(unsafe { OffsetPageTable::new(&mut *root, VirtAddr::new(PHYSICAL_MEMORY)) })
+    });
+    for (_, guard) in traps::guards() {
+        let page = Page::<Size4KiB>::containing_address(guard);
+        match tables().lock().unmap(page) {
+            Ok((_, flush)) => flush.flush(),
+            Err(error) => stop::stop(
+                format_args!("guard page {guard:#x} was not unmapped: {error:?}"),
+                |_| Ok(()),
+            ),
+        }
+    }
+}
+
+/// Maps the page of device registers at the physical address `address`, uncached, and returns where.
+///
+/// Stops the kernel when there is no memory for a page table.
+///
+/// # Safety
+///
+/// There must be device registers at that address, and no memory.
+pub(crate) unsafe fn map_device(address: PhysAddr) -> VirtAddr {
+    let virtual_address = VirtAddr::new(DEVICES + address.as_u64());
+    let page = Page::<Size4KiB>::containing_address(virtual_address);
+    let frame = PhysFrame::containing_address(address);
+    let flags = PageTableFlags::PRESENT
+        | PageTableFlags::WRITABLE
+        | PageTableFlags::NO_EXECUTE
+        | PageTableFlags::NO_CACHE
+        | PageTableFlags::WRITE_THROUGH;
+    // SAFETY: the page lies where only devices are mapped, each at its own place, so it aliases no memory.
+    match unsafe { tables().lock().map_to(page, frame, flags, &mut HeapFrames) } {
+        Ok(flush) => flush.flush(),
+        Err(MapToError::PageAlreadyMapped(_)) => {}
+        Err(error) => stop::stop(format_args!("device at {address:#x} was not mapped: {error:?}"), |_| {
+            Ok(())
+        }),
+    }
+    virtual_address
+}
+
+fn tables() -> &'static IrqLock<X86_64, OffsetPageTable<'static>> {
+    TABLES.get().expect("memory::init comes first")
+}
+
+/// Page frames from the heap, for page tables.
+struct HeapFrames;
+
+// SAFETY: the heap hands out a frame to one owner at a time, and it is never given back here.
+unsafe impl FrameAllocator<Size4KiB> for HeapFrames {
+    fn allocate_frame(&mut self) -> Option<PhysFrame> {
+        let frame = HEAP.frames().allocate(Order::ZERO)?;
+        Some(PhysFrame::containing_address(PhysAddr::new(frame.address())))
+    }
+}
