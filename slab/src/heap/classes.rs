@@ -103,6 +103,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "no unsafe code, and takes long there")]
     fn a_class_is_a_multiple_of_the_alignment_it_serves() {
         for size in 0..=LARGEST {
             for align in (0..=11).map(|log| 1 << log) {
