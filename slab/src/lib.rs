@@ -5,7 +5,7 @@
 //! A kernel gives [`Heap::init`] the memory map that firmware left, and has `Box`, `Vec`, `Arc` and the rest, from all of
 //! the machine's memory and with nothing set aside beforehand:
 //!
-//! ```no_run
+//! ```no_run,standalone_crate
 //! # #[cfg(target_arch = "x86_64")] {
 //! use kslab::memory::Region;
 //! use kslab::platform::X86_64;

@@ -2,7 +2,7 @@
 //!
 //! Firmware's regions come in any order, overlap, wrap, are empty or not page-aligned. [`UsableFrames`] puts them right
 //! without any memory of its own: it yields the usable frames as ascending, disjoint, maximal ranges. Reserved wins over
-//! usable; a usable edge inside a page shrinks, a reserved one grows. Frame 0 is never usable, so that no object has the
+//! usable; a frame is usable only if all of its bytes are. Frame 0 is never usable, so that no object has the
 //! physical address 0.
 
 #![forbid(unsafe_code)]
@@ -43,15 +43,6 @@ impl Region {
             usable: false,
         }
     }
-
-    /// The bytes that this region usably adds or takes away.
-    fn bytes(&self) -> Range<u64> {
-        if self.usable || self.start == self.end {
-            return self.start..self.end;
-        }
-        let page = FRAME_SIZE as u64;
-        self.start / page * page..self.end.checked_next_multiple_of(page).unwrap_or(u64::MAX)
-    }
 }
 
 #[cfg(feature = "bootloader_api")]
@@ -90,7 +81,7 @@ impl<I: Iterator<Item = Region> + Clone> UsableFrames<I> {
         self.regions
             .clone()
             .filter(move |region| region.usable == usable)
-            .map(|region| region.bytes())
+            .map(|region| region.start..region.end)
     }
 
     /// The first usable byte from `position` on, and the end of the usable bytes that follow it without a gap.

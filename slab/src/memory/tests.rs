@@ -1,4 +1,7 @@
-#![allow(clippy::single_range_in_vec_init, reason = "a list of one range of frames is what it says")]
+#![allow(
+    clippy::single_range_in_vec_init,
+    reason = "a list of one range of frames is what it says"
+)]
 
 use std::vec::Vec;
 
