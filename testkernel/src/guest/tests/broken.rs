@@ -1,0 +1,56 @@
+//! Tests that break the report or the kernel on purpose, for the tests of the host side. They never run in the suite.
+
+use core::arch::asm;
+
+use kernel::{println, qemu, serial};
+use x86_64::VirtAddr;
+use x86_64::instructions::tables::lidt;
+use x86_64::structures::DescriptorTablePointer;
+
+use crate::guest::runner::{REPORT, test};
+use crate::protocol::{Exit, PREFIX};
+
+test!(fails, broken);
+fn fails() {
+    println!("this line explains the failure");
+    assert_eq!(1 + 1, 3, "broken on purpose");
+}
+
+test!(hangs, broken);
+fn hangs() {
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+test!(triple_faults, broken);
+fn triple_faults() {
+    let empty = DescriptorTablePointer {
+        limit: 0,
+        base: VirtAddr::zero(),
+    };
+    // SAFETY: the machine is meant to be reset: with no vector at all the breakpoint faults, and so do the next two.
+    unsafe {
+        lidt(&empty);
+        asm!("int3");
+    }
+}
+
+test!(cuts_the_report_off, broken);
+fn cuts_the_report_off() {
+    qemu::exit(Exit::Success as u32);
+}
+
+test!(seals_with_a_wrong_checksum, broken);
+fn seals_with_a_wrong_checksum() {
+    let lines = REPORT.lock().seal.lines;
+    println!("{PREFIX}whole {lines} 00000000");
+    qemu::exit(Exit::Success as u32);
+}
+
+test!(leaves_its_result_out, broken);
+fn leaves_its_result_out() {
+    let sealed = REPORT.lock().seal.finish(&mut *serial::lock());
+    sealed.expect("the port reports no errors");
+    qemu::exit(Exit::Success as u32);
+}

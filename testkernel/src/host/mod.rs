@@ -1,0 +1,149 @@
+//! The program that builds the kernel, boots it in QEMU and reads its report.
+//!
+//! [`setup`] finds and installs what the machine lacks, [`kernel_build`] builds, [`elf`] lists the tests, [`suite`]
+//! plans the boots, [`qemu`] is the machine, [`report`] judges what a boot says, [`show`] prints.
+
+use std::{
+    env,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Result;
+
+use self::{
+    cli::{Args, BootPath},
+    elf::GuestTest,
+    packages::Need,
+    qemu::{Machine, Start},
+    show::{Human, Ktap, Show},
+    suite::Event,
+};
+use crate::protocol::When;
+
+pub mod cli;
+pub mod elf;
+pub mod kernel_build;
+pub mod packages;
+pub mod qemu;
+pub mod report;
+pub mod setup;
+pub mod show;
+pub mod suite;
+
+/// A kernel that is built, and its tests.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Its ELF file.
+    pub elf: PathBuf,
+    /// All its tests, sorted by name.
+    pub tests: Vec<GuestTest>,
+}
+
+/// Builds the kernel, and installs what that takes.
+pub fn kernel() -> Result<Kernel> {
+    let elf = kernel_build::kernel(setup::standard_library()?)?;
+    let tests = elf::tests(&elf)?;
+    Ok(Kernel { elf, tests })
+}
+
+/// Makes sure that there is QEMU.
+pub fn qemu() -> Result<()> {
+    setup::ensure(&[Need::Qemu])
+}
+
+/// The launcher. Exit codes: 0 where every test passed, 1 where one failed or there is an error, 2 for bad arguments.
+pub fn main() -> ExitCode {
+    let args = match cli::parse(env::args_os()) {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    run(&args).unwrap_or_else(|error| {
+        // Who closes our output has seen enough.
+        let closed = error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
+        if !closed {
+            eprintln!("error: {error:#}");
+        }
+        ExitCode::FAILURE
+    })
+}
+
+fn run(args: &Args) -> Result<ExitCode> {
+    if !args.list {
+        setup::ensure(needs(args.boot))?;
+    }
+    let Kernel { elf, mut tests } = kernel()?;
+    tests.retain(|test| args.selects(test));
+    if tests.is_empty() {
+        eprintln!("error: no test has such a name; `--list` shows them all");
+        return Ok(ExitCode::from(2));
+    }
+    if args.list {
+        return list(&tests);
+    }
+    let start = start(args.boot, &elf)?;
+    if args.gdb {
+        let elf = elf.display();
+        eprintln!("The machine waits. To attach: gdb {elf} -ex 'target remote :1234'");
+    }
+    let machine = Machine {
+        start,
+        cpus: args.cpus,
+        memory: args.memory,
+        icount: args.icount,
+        gdb: args.gdb,
+    };
+    let groups = suite::groups(tests);
+    let tests: Vec<_> = groups.iter().flatten().collect();
+    let mut show: Box<dyn Show> = if args.ktap {
+        Box::new(Ktap::new(io::stdout(), tests.len())?)
+    } else {
+        Box::new(Human::new(anstream::stdout(), &machine, args.boot, &tests)?)
+    };
+    suite::run(&machine, &groups, args.patience(), |event| {
+        match event {
+            Event::Verdict(verdict) => show.verdict(verdict)?,
+            Event::Tables(tables) => show.tables(tables),
+        }
+        Ok(())
+    })?;
+    show.end()?;
+    Ok(if show.failed() == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn needs(boot: BootPath) -> &'static [Need] {
+    match boot {
+        BootPath::Pvh => &[Need::Qemu],
+        BootPath::Bios => &[Need::Qemu, Need::ImageTools],
+        BootPath::Uefi => &[Need::Qemu, Need::ImageTools, Need::Firmware],
+    }
+}
+
+/// What the machine starts from, made of the kernel at `elf`.
+fn start(boot: BootPath, elf: &Path) -> Result<Start> {
+    Ok(match boot {
+        BootPath::Pvh => Start::Pvh(elf.into()),
+        BootPath::Bios => Start::Bios(kernel_build::image(elf, "bios")?),
+        BootPath::Uefi => {
+            let image = kernel_build::image(elf, "uefi")?;
+            let firmware = setup::firmware()?;
+            Start::Uefi { image, firmware }
+        }
+    })
+}
+
+fn list(tests: &[GuestTest]) -> Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    for test in tests {
+        let slow = if test.when == When::Ignored { " (slow)" } else { "" };
+        writeln!(out, "{}{slow}", test.name)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
