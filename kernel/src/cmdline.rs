@@ -10,9 +10,7 @@ static LINE: Once<&str> = Once::new();
 pub(crate) fn init(line: &'static [u8]) {
     match core::str::from_utf8(line) {
         Ok(line) => LINE.call_once(|| line),
-        Err(error) => stop(format_args!("the kernel's command line is not UTF-8 ({error})"), |_| {
-            Ok(())
-        }),
+        Err(error) => stop(format_args!("the kernel's command line is not UTF-8 ({error})"), |_| Ok(())),
     };
 }
 
@@ -27,8 +25,7 @@ pub fn value(key: &str) -> Option<&'static str> {
 }
 
 fn value_in<'a>(line: &'a str, key: &str) -> Option<&'a str> {
-    line.split_ascii_whitespace()
-        .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+    line.split_ascii_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
 }
 
 #[cfg(test)]

@@ -29,29 +29,18 @@ impl fmt::Display for Segment {
 /// The segments in ascending order; the next begins where one ends.
 pub(crate) fn segments() -> [Segment; 3] {
     let [text, rodata, data, end] = linker::bounds();
-    let segment = |name, start, end, flags| Segment {
-        name,
-        addresses: start..end,
-        flags,
-    };
+    let segment = |name, start, end, flags| Segment { name, addresses: start..end, flags };
     let read = PageTableFlags::PRESENT;
     [
         segment("text", text, rodata, read),
         segment("rodata", rodata, data, read | PageTableFlags::NO_EXECUTE),
-        segment(
-            "data",
-            data,
-            end,
-            read | PageTableFlags::NO_EXECUTE | PageTableFlags::WRITABLE,
-        ),
+        segment("data", data, end, read | PageTableFlags::NO_EXECUTE | PageTableFlags::WRITABLE),
     ]
 }
 
 /// The segment that `address` is in.
 pub(crate) fn segment_at(address: VirtAddr) -> Option<Segment> {
-    segments()
-        .into_iter()
-        .find(|segment| segment.addresses.contains(&address))
+    segments().into_iter().find(|segment| segment.addresses.contains(&address))
 }
 
 /// The virtual addresses of the whole image.
@@ -77,13 +66,8 @@ mod linker {
     }
 
     pub(super) fn bounds() -> [VirtAddr; 4] {
-        [
-            &raw const __text_start,
-            &raw const __rodata_start,
-            &raw const __data_start,
-            &raw const __image_end,
-        ]
-        .map(VirtAddr::from_ptr)
+        [&raw const __text_start, &raw const __rodata_start, &raw const __data_start, &raw const __image_end]
+            .map(VirtAddr::from_ptr)
     }
 }
 

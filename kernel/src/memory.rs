@@ -50,10 +50,7 @@ pub(crate) unsafe fn init() {
         let page = Page::<Size4KiB>::containing_address(guard);
         match tables().lock().unmap(page) {
             Ok((_, flush)) => flush.flush(),
-            Err(error) => stop::stop(
-                format_args!("guard page {guard:#x} was not unmapped: {error:?}"),
-                |_| Ok(()),
-            ),
+            Err(error) => stop::stop(format_args!("guard page {guard:#x} was not unmapped: {error:?}"), |_| Ok(())),
         }
     }
 }
@@ -78,9 +75,7 @@ pub(crate) unsafe fn map_device(address: PhysAddr) -> VirtAddr {
     match unsafe { tables().lock().map_to(page, frame, flags, &mut HeapFrames) } {
         Ok(flush) => flush.flush(),
         Err(MapToError::PageAlreadyMapped(_)) => {}
-        Err(error) => stop::stop(format_args!("device at {address:#x} was not mapped: {error:?}"), |_| {
-            Ok(())
-        }),
+        Err(error) => stop::stop(format_args!("device at {address:#x} was not mapped: {error:?}"), |_| Ok(())),
     }
     virtual_address
 }

@@ -41,10 +41,7 @@ impl fmt::Debug for Port {
 
 /// Sets COM1 to 115200 baud, 8 data bits, no parity, 1 stop bit.
 pub fn init() {
-    let config = Config {
-        baud_rate: BaudRate::Baud115200,
-        ..Config::DEFAULT
-    };
+    let config = Config { baud_rate: BaudRate::Baud115200, ..Config::DEFAULT };
     // Without a serial port the kernel has nobody to tell so.
     let _ = COM1.lock().0.init(config);
 }

@@ -24,10 +24,7 @@ impl<const SIZE: usize> Stack<SIZE> {
     /// An unused stack.
     pub(crate) const fn new() -> Self {
         const { assert!(SIZE > 0 && SIZE.is_multiple_of(GUARD), "a stack is made of whole pages") };
-        Self {
-            guard: UnsafeCell::new([0; GUARD]),
-            memory: UnsafeCell::new([0; SIZE]),
-        }
+        Self { guard: UnsafeCell::new([0; GUARD]), memory: UnsafeCell::new([0; SIZE]) }
     }
 
     /// The start of the guard page.
@@ -43,9 +40,6 @@ impl<const SIZE: usize> Stack<SIZE> {
 
 impl<const SIZE: usize> core::fmt::Debug for Stack<SIZE> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Stack")
-            .field("guard", &self.guard())
-            .field("top", &self.top())
-            .finish()
+        f.debug_struct("Stack").field("guard", &self.guard()).field("top", &self.top()).finish()
     }
 }

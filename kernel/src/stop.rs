@@ -50,10 +50,8 @@ pub fn stop(headline: fmt::Arguments, details: impl FnOnce(&mut Port) -> fmt::Re
 #[cfg(target_os = "none")]
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo) -> ! {
-    stop(format_args!("panic: {}", info.message()), |port| {
-        match info.location() {
-            Some(location) => writeln!(port, "at {location}"),
-            None => Ok(()),
-        }
+    stop(format_args!("panic: {}", info.message()), |port| match info.location() {
+        Some(location) => writeln!(port, "at {location}"),
+        None => Ok(()),
     })
 }

@@ -53,9 +53,7 @@ pub(crate) fn guards() -> impl Iterator<Item = (&'static str, VirtAddr)> {
 /// What every entry calls.
 extern "sysv64" fn on_trap(frame: &mut TrapFrame) {
     let vector = frame.vector as u8;
-    let Some(interrupt) = vector.checked_sub(FIRST_INTERRUPT) else {
-        report::stop(frame)
-    };
+    let Some(interrupt) = vector.checked_sub(FIRST_INTERRUPT) else { report::stop(frame) };
     let handler = HANDLERS[usize::from(interrupt)].load(Ordering::Acquire);
     if handler.is_null() {
         report::stop(frame);

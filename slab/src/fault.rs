@@ -35,10 +35,7 @@ impl fmt::Display for Fault {
             Self::BadBase => f.write_str("not the start of an allocation"),
             Self::BadAddress => f.write_str("not memory of this allocator"),
             Self::BadSize { freed, allocated } => {
-                write!(
-                    f,
-                    "wrong layout: freed as a block of {freed} bytes, allocated as one of {allocated}"
-                )
+                write!(f, "wrong layout: freed as a block of {freed} bytes, allocated as one of {allocated}")
             }
             Self::BadFrameCount { freed, allocated } => {
                 write!(f, "wrong size: freed as {freed} page frames, allocated as {allocated}")

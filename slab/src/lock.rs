@@ -19,10 +19,7 @@ pub struct IrqLock<P, T> {
 impl<P, T> IrqLock<P, T> {
     /// A lock that nobody holds.
     pub const fn new(value: T) -> Self {
-        Self {
-            value: SpinMutex::new(value),
-            platform: PhantomData,
-        }
+        Self { value: SpinMutex::new(value), platform: PhantomData }
     }
 }
 
@@ -33,10 +30,7 @@ impl<P: Platform, T> IrqLock<P, T> {
     #[inline]
     pub fn lock(&self) -> IrqGuard<'_, P, T> {
         let interrupts = Interrupts::disable();
-        IrqGuard {
-            value: self.value.lock(),
-            _interrupts: interrupts,
-        }
+        IrqGuard { value: self.value.lock(), _interrupts: interrupts }
     }
 
     /// The lock if nobody holds it; never spins.
@@ -44,18 +38,13 @@ impl<P: Platform, T> IrqLock<P, T> {
     pub fn try_lock(&self) -> Option<IrqGuard<'_, P, T>> {
         let interrupts = Interrupts::disable();
         let value = self.value.try_lock()?;
-        Some(IrqGuard {
-            value,
-            _interrupts: interrupts,
-        })
+        Some(IrqGuard { value, _interrupts: interrupts })
     }
 }
 
 impl<P, T> fmt::Debug for IrqLock<P, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IrqLock")
-            .field("locked", &self.value.is_locked())
-            .finish_non_exhaustive()
+        f.debug_struct("IrqLock").field("locked", &self.value.is_locked()).finish_non_exhaustive()
     }
 }
 
@@ -93,10 +82,7 @@ struct Interrupts<P: Platform> {
 impl<P: Platform> Interrupts<P> {
     #[inline]
     fn disable() -> Self {
-        Self {
-            were_enabled: P::disable_interrupts(),
-            platform: PhantomData,
-        }
+        Self { were_enabled: P::disable_interrupts(), platform: PhantomData }
     }
 }
 
@@ -138,10 +124,7 @@ mod tests {
         let first = outer.lock();
         assert!(!ENABLED.get());
         drop(inner.lock());
-        assert!(
-            !ENABLED.get(),
-            "the inner guard must not enable what the outer one disabled"
-        );
+        assert!(!ENABLED.get(), "the inner guard must not enable what the outer one disabled");
         drop(first);
         assert!(ENABLED.get());
     }

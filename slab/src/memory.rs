@@ -28,20 +28,12 @@ impl Region {
     ///
     /// A region that would pass the end of the address space ends there.
     pub const fn usable(start: u64, length: u64) -> Self {
-        Self {
-            start,
-            end: start.saturating_add(length),
-            usable: true,
-        }
+        Self { start, end: start.saturating_add(length), usable: true }
     }
 
     /// `length` bytes from the physical address `start` that the allocator must leave alone, whatever other regions say.
     pub const fn reserved(start: u64, length: u64) -> Self {
-        Self {
-            start,
-            end: start.saturating_add(length),
-            usable: false,
-        }
+        Self { start, end: start.saturating_add(length), usable: false }
     }
 }
 
@@ -71,39 +63,24 @@ pub struct UsableFrames<I> {
 impl<I: Iterator<Item = Region> + Clone> UsableFrames<I> {
     /// The usable frames of `regions`. What lies above [`Frame::LIMIT`] is left out.
     pub fn new(regions: I) -> Self {
-        Self {
-            regions,
-            position: FRAME_SIZE as u64,
-        }
+        Self { regions, position: FRAME_SIZE as u64 }
     }
 
     fn ranges(&self, usable: bool) -> impl Iterator<Item = Range<u64>> + use<I> {
-        self.regions
-            .clone()
-            .filter(move |region| region.usable == usable)
-            .map(|region| region.start..region.end)
+        self.regions.clone().filter(move |region| region.usable == usable).map(|region| region.start..region.end)
     }
 
     /// The first usable byte from `position` on, and the end of the usable bytes that follow it without a gap.
     fn next_bytes(&mut self) -> Option<Range<u64>> {
         let start = loop {
-            let ahead = self
-                .ranges(true)
-                .filter(|range| range.start < range.end && range.end > self.position);
+            let ahead = self.ranges(true).filter(|range| range.start < range.end && range.end > self.position);
             let start = ahead.map(|range| range.start.max(self.position)).min()?;
-            match self
-                .ranges(false)
-                .filter(|range| range.contains(&start))
-                .map(|range| range.end)
-                .max()
-            {
+            match self.ranges(false).filter(|range| range.contains(&start)).map(|range| range.end).max() {
                 Some(reserved_until) => self.position = reserved_until,
                 None => break start,
             }
         };
-        let reserved = self
-            .ranges(false)
-            .filter(|range| range.start > start && range.start < range.end);
+        let reserved = self.ranges(false).filter(|range| range.start > start && range.start < range.end);
         let limit = reserved.map(|range| range.start).min().unwrap_or(u64::MAX);
         let mut end = start;
         while end < limit {

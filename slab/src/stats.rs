@@ -33,9 +33,7 @@ impl fmt::Display for FrameStats {
         write!(f, "{:<12}", "order")?;
         (0..Order::COUNT).try_for_each(|order| write!(f, "{order:>6}"))?;
         write!(f, "\n{:<12}", "free blocks")?;
-        self.free_blocks
-            .iter()
-            .try_for_each(|blocks| write!(f, "{blocks:>6}"))?;
+        self.free_blocks.iter().try_for_each(|blocks| write!(f, "{blocks:>6}"))?;
         writeln!(f)
     }
 }

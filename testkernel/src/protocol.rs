@@ -225,10 +225,7 @@ pub struct Text {
 impl Text {
     /// Refers to `text`.
     pub const fn new(text: &'static str) -> Self {
-        Self {
-            start: text.as_ptr(),
-            len: text.len(),
-        }
+        Self { start: text.as_ptr(), len: text.len() }
     }
 
     /// The text.
@@ -336,14 +333,7 @@ mod tests {
 
     #[test]
     fn firmware_text_is_no_frame() {
-        for line in [
-            "",
-            "SeaBIOS (version 1.16)",
-            "ktap ok 1",
-            "@kslab ",
-            "@kslab nothing x",
-            " @kslab ktap x",
-        ] {
+        for line in ["", "SeaBIOS (version 1.16)", "ktap ok 1", "@kslab ", "@kslab nothing x", " @kslab ktap x"] {
             assert_eq!(parse_frame(line), None, "{line:?}");
         }
     }

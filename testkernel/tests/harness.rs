@@ -14,17 +14,9 @@ fn launch(args: &str) -> Ran {
     // The launcher has no terminal here, so it would not ask before it installs.
     testkernel::host::qemu().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_testkernel"));
-    let output = command
-        .args(args.split_whitespace())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let output = command.args(args.split_whitespace()).stdin(Stdio::null()).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    Ran {
-        code: output.status.code(),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    }
+    Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
 /// The results in a report, which must be KTAP version 1 to the letter: name, whether it passed, what is said about it.
@@ -32,12 +24,7 @@ fn launch(args: &str) -> Ran {
 fn ktap(report: &str) -> Vec<(&str, bool, Vec<&str>)> {
     let mut lines = report.lines();
     assert_eq!(lines.next(), Some("KTAP version 1"));
-    let plan: usize = lines
-        .next()
-        .and_then(|line| line.strip_prefix("1.."))
-        .unwrap()
-        .parse()
-        .unwrap();
+    let plan: usize = lines.next().and_then(|line| line.strip_prefix("1..")).unwrap().parse().unwrap();
     let (mut results, mut notes, mut totals) = (Vec::new(), Vec::new(), None);
     for line in lines {
         assert_eq!(totals, None, "`{line}` comes after the totals");
@@ -51,21 +38,13 @@ fn ktap(report: &str) -> Vec<(&str, bool, Vec<&str>)> {
         }
         let (passed, rest) = match line.strip_prefix("not ok ") {
             Some(rest) => (false, rest),
-            None => (
-                true,
-                line.strip_prefix("ok ")
-                    .unwrap_or_else(|| panic!("`{line}` is no KTAP")),
-            ),
+            None => (true, line.strip_prefix("ok ").unwrap_or_else(|| panic!("`{line}` is no KTAP"))),
         };
         let (number, name) = rest.split_once(' ').unwrap();
         assert_eq!(number, (results.len() + 1).to_string());
         let own = |note: &str| note.strip_prefix(name).is_some_and(|note| note.starts_with(": "));
         assert!(notes.iter().all(|note| own(note)), "{notes:?} are not about {name}");
-        results.push((
-            name,
-            passed,
-            notes.drain(..).map(|note| &note[name.len() + 2..]).collect(),
-        ));
+        results.push((name, passed, notes.drain(..).map(|note| &note[name.len() + 2..]).collect()));
     }
     let passed = results.iter().filter(|(_, passed, _)| *passed).count();
     let failed = results.len() - passed;
@@ -107,10 +86,7 @@ fn a_wrong_checksum_is_a_failure() {
 
 #[test]
 fn a_test_missing_from_the_report_is_a_failure() {
-    fails(
-        "broken::leaves_its_result_out",
-        "the report has no result for this test",
-    );
+    fails("broken::leaves_its_result_out", "the report has no result for this test");
 }
 
 #[test]
@@ -119,10 +95,7 @@ fn failures_do_not_hide_the_rest() {
     assert_eq!(ran.code, Some(1), "{ran:?}");
     let results = ktap(&ran.stdout);
     let (broken, rest): (Vec<_>, Vec<_>) = results.iter().partition(|(name, ..)| name.starts_with("broken::"));
-    assert!(
-        broken.len() == 3 && broken.iter().all(|(_, passed, _)| !passed),
-        "{ran:?}"
-    );
+    assert!(broken.len() == 3 && broken.iter().all(|(_, passed, _)| !passed), "{ran:?}");
     assert!(!rest.is_empty() && rest.iter().all(|(_, passed, _)| *passed), "{ran:?}");
 }
 
@@ -140,11 +113,7 @@ fn people_see_which_test_failed_and_why() {
 fn counting_instructions_gives_the_same_report_again() {
     let first = launch("--icount --ktap");
     assert_eq!(first.code, Some(0), "{first:?}");
-    assert!(
-        ktap(&first.stdout)
-            .iter()
-            .any(|(.., notes)| notes.iter().any(|note| note.ends_with(" ticks")))
-    );
+    assert!(ktap(&first.stdout).iter().any(|(.., notes)| notes.iter().any(|note| note.ends_with(" ticks"))));
     assert_eq!(launch("--icount --ktap").stdout, first.stdout);
 }
 
@@ -152,45 +121,22 @@ fn counting_instructions_gives_the_same_report_again() {
 fn the_list_has_names_and_nothing_else() {
     let ran = launch("--list");
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    let names: Vec<_> = ran
-        .stdout
-        .lines()
-        .map(|line| line.trim_end_matches(" (slow)"))
-        .collect();
+    let names: Vec<_> = ran.stdout.lines().map(|line| line.trim_end_matches(" (slow)")).collect();
     assert!(names.len() >= 40 && names.is_sorted(), "{ran:?}");
-    assert!(
-        names
-            .iter()
-            .all(|name| name.contains("::") && !name.contains([' ', '\x1b'])),
-        "{ran:?}"
-    );
+    assert!(names.iter().all(|name| name.contains("::") && !name.contains([' ', '\x1b'])), "{ran:?}");
     assert!(!names.iter().any(|name| name.starts_with("broken::")), "{ran:?}");
     let part = launch("--list traps::");
-    assert!(
-        part.stdout.lines().all(|line| line.contains("traps::")) && !part.stdout.is_empty(),
-        "{part:?}"
-    );
+    assert!(part.stdout.lines().all(|line| line.contains("traps::")) && !part.stdout.is_empty(), "{part:?}");
 }
 
 #[test]
 fn bad_arguments_are_told_in_one_line() {
-    for args in [
-        "--cpus 0",
-        "--cpus 256",
-        "--memory 1M",
-        "--memory lots",
-        "--boot tape",
-        "--timeout 0",
-        "--what",
-        "no::such",
-    ] {
+    for args in
+        ["--cpus 0", "--cpus 256", "--memory 1M", "--memory lots", "--boot tape", "--timeout 0", "--what", "no::such"]
+    {
         let ran = launch(args);
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{args}: {ran:?}");
-        assert_eq!(
-            ran.stderr.lines().filter(|line| line.starts_with("error: ")).count(),
-            1,
-            "{args}: {ran:?}"
-        );
+        assert_eq!(ran.stderr.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{args}: {ran:?}");
     }
     assert_eq!(launch("--cpus 0").stderr.lines().count(), 1);
 }
@@ -199,24 +145,7 @@ fn bad_arguments_are_told_in_one_line() {
 fn help_names_every_option() {
     let ran = launch("--help");
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
-    let options = [
-        "list",
-        "cpus",
-        "memory",
-        "boot",
-        "icount",
-        "timeout",
-        "ktap",
-        "gdb",
-        "ignored",
-        "include-ignored",
-    ];
-    assert!(
-        options.iter().all(|option| ran.stdout.contains(&format!("--{option}"))),
-        "{ran:?}"
-    );
-    assert!(
-        ran.stdout.contains("cargo run -- ") && !ran.stdout.contains("broken"),
-        "{ran:?}"
-    );
+    let options = ["list", "cpus", "memory", "boot", "icount", "timeout", "ktap", "gdb", "ignored", "include-ignored"];
+    assert!(options.iter().all(|option| ran.stdout.contains(&format!("--{option}"))), "{ran:?}");
+    assert!(ran.stdout.contains("cargo run -- ") && !ran.stdout.contains("broken"), "{ran:?}");
 }

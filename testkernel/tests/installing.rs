@@ -99,26 +99,14 @@ fn what_is_missing_is_installed_and_used() {
     let qemu = host.programs.join("qemu-system-x86_64");
     host.program("id", "echo 0");
     host.program("fake", "echo no machine today >&2; exit 7");
-    let install = format!(
-        "echo \"$DEBIAN_FRONTEND $*\"; case $1 in install) ln -s fake {};; esac",
-        qemu.display()
-    );
+    let install = format!("echo \"$DEBIAN_FRONTEND $*\"; case $1 in install) ln -s fake {};; esac", qemu.display());
     host.program("apt-get", &install);
     let output = host.launcher("--ktap").output().unwrap();
     let (report, told) = (String::from_utf8_lossy(&output.stdout), stderr(&output));
-    assert!(
-        told.contains("    env DEBIAN_FRONTEND=noninteractive apt-get update\n"),
-        "{told}"
-    );
-    assert!(
-        told.contains("\nnoninteractive update\nnoninteractive install --yes"),
-        "{told}"
-    );
+    assert!(told.contains("    env DEBIAN_FRONTEND=noninteractive apt-get update\n"), "{told}");
+    assert!(told.contains("\nnoninteractive update\nnoninteractive install --yes"), "{told}");
     assert!(report.starts_with("KTAP version 1\n"), "{report}");
-    assert!(
-        report.contains(": QEMU ended with code 7: no machine today\nnot ok 1 "),
-        "{report}"
-    );
+    assert!(report.contains(": QEMU ended with code 7: no machine today\nnot ok 1 "), "{report}");
     assert_eq!(output.status.code(), Some(1), "{told}");
 }
 
@@ -128,10 +116,7 @@ fn an_install_that_fails_is_told() {
     host.program("id", "echo 0");
     host.program("apt-get", "exit 100");
     let told = stderr(&host.launcher("").output().unwrap());
-    assert!(
-        told.contains("error: `env DEBIAN_FRONTEND=noninteractive apt-get update` failed"),
-        "{told}"
-    );
+    assert!(told.contains("error: `env DEBIAN_FRONTEND=noninteractive apt-get update` failed"), "{told}");
 }
 
 #[test]
@@ -153,10 +138,7 @@ fn without_target_rustup_and_sources_one_line_says_what_to_install() {
     let output = host.launcher("--list").output().unwrap();
     let told = stderr(&output);
     assert_eq!((output.status.code(), told.lines().count()), (Some(1), 1), "{told}");
-    assert!(
-        told.contains("https://rustup.rs") && told.contains("rust-src"),
-        "{told}"
-    );
+    assert!(told.contains("https://rustup.rs") && told.contains("rust-src"), "{told}");
 }
 
 /// Also where it did not end the line.
@@ -173,10 +155,7 @@ fn what_a_machine_said_before_it_hung_is_shown() {
 fn a_machine_that_prints_without_end_hangs_too() {
     let host = Host::with_a_kernel("talking");
     host.program("qemu-system-x86_64", "while :; do echo and so on; done");
-    let output = host
-        .launcher("--timeout 1 --ktap traps::a_stack_overflow")
-        .output()
-        .unwrap();
+    let output = host.launcher("--timeout 1 --ktap traps::a_stack_overflow").output().unwrap();
     let report = String::from_utf8(output.stdout).unwrap();
     assert!(report.contains(": no progress for 1 s\nnot ok 1 "), "{report}");
 }
@@ -187,25 +166,13 @@ fn a_machine_that_prints_without_end_hangs_too() {
 fn the_machine_ends_with_the_launcher() {
     let host = Host::with_a_kernel("killed");
     let number = host.programs.join("number");
-    host.program(
-        "qemu-system-x86_64",
-        &format!("echo $$ > {}.new\nmv {0}.new {0}\nexec sleep 100", number.display()),
-    );
-    let mut launcher = host
-        .launcher("--ktap")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    host.program("qemu-system-x86_64", &format!("echo $$ > {}.new\nmv {0}.new {0}\nexec sleep 100", number.display()));
+    let mut launcher = host.launcher("--ktap").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let machine = wait_until(|| fs::read_to_string(&number).ok());
     launcher.kill().unwrap();
     launcher.wait().unwrap();
     let status = PathBuf::from("/proc").join(machine.trim()).join("stat");
-    wait_until(|| {
-        fs::read_to_string(&status)
-            .map_or(true, |stat| stat.contains(") Z "))
-            .then_some(())
-    });
+    wait_until(|| fs::read_to_string(&status).map_or(true, |stat| stat.contains(") Z ")).then_some(()));
 }
 
 /// Asks until there is an answer, or a minute has passed.

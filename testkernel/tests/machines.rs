@@ -38,26 +38,17 @@ fn passes(change: impl FnOnce(Machine) -> Machine) {
 
 #[test]
 fn with_32_mib() {
-    passes(|machine| Machine {
-        memory: "32M".parse().unwrap(),
-        ..machine
-    });
+    passes(|machine| Machine { memory: "32M".parse().unwrap(), ..machine });
 }
 
 #[test]
 fn with_4_gib_and_so_memory_above_the_hole_for_devices() {
-    passes(|machine| Machine {
-        memory: "4G".parse().unwrap(),
-        ..machine
-    });
+    passes(|machine| Machine { memory: "4G".parse().unwrap(), ..machine });
 }
 
 #[test]
 fn with_16_gib() {
-    passes(|machine| Machine {
-        memory: "16G".parse().unwrap(),
-        ..machine
-    });
+    passes(|machine| Machine { memory: "16G".parse().unwrap(), ..machine });
 }
 
 #[test]
@@ -67,8 +58,5 @@ fn with_4_cpus() {
 
 #[test]
 fn with_a_clock_that_counts_instructions() {
-    passes(|machine| Machine {
-        icount: true,
-        ..machine
-    });
+    passes(|machine| Machine { icount: true, ..machine });
 }

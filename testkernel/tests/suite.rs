@@ -89,10 +89,7 @@ impl Boot {
             receivers.push((test.clone(), receiver));
         }
         let not_started = Mutex::new(Some(NotStarted { tests, verdicts }));
-        let boot = Arc::new(Boot {
-            machine: machine.clone(),
-            not_started,
-        });
+        let boot = Arc::new(Boot { machine: machine.clone(), not_started });
         let waiting = |(test, receiver): (GuestTest, Receiver<Verdict>)| {
             let boot = Arc::clone(&boot);
             trial(&test, move || boot.wait_for(&receiver))
@@ -102,9 +99,7 @@ impl Boot {
 
     fn wait_for(&self, verdict: &Receiver<Verdict>) -> Result<(), Failed> {
         self.start();
-        let verdict = verdict
-            .recv()
-            .map_err(|_| "the boot ended without a verdict on this test")?;
+        let verdict = verdict.recv().map_err(|_| "the boot ended without a verdict on this test")?;
         match verdict.failure {
             None => Ok(()),
             Some(failure) => Err(format!("{}\n{}", failure.reason, failure.console.join("\n")).into()),

@@ -73,10 +73,7 @@ fn command_line() -> &'static [u8] {
         return &[];
     };
     if file.size() > MAX_LINE {
-        stop(
-            format_args!("{COMMAND_LINE_FILE} has {} bytes, more than {MAX_LINE}", file.size()),
-            |_| Ok(()),
-        );
+        stop(format_args!("{COMMAND_LINE_FILE} has {} bytes, more than {MAX_LINE}", file.size()), |_| Ok(()));
     }
     let line = LINE.call_once(|| {
         let mut line = [0; MAX_LINE];

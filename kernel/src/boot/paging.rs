@@ -58,10 +58,7 @@ pub(super) unsafe fn build(end: u64, frames: &mut EarlyFrames) -> Option<PhysFra
     let mut tables = unsafe { OffsetPageTable::new(&mut *table, VirtAddr::zero()) };
 
     map_physical_memory(&mut tables, end, frames).ok()?;
-    image::segments()
-        .iter()
-        .try_for_each(|segment| map_segment(&mut tables, segment, frames))
-        .ok()?;
+    image::segments().iter().try_for_each(|segment| map_segment(&mut tables, segment, frames)).ok()?;
     Some(root)
 }
 

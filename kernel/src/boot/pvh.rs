@@ -94,10 +94,7 @@ pub unsafe extern "sysv64" fn start_from_pvh(address: u64) -> ! {
     // SAFETY: QEMU put the structure there, and it is copied at once.
     let info = unsafe { early::<StartInfo>(address, 1) }[0];
     if info.magic != MAGIC || info.version < 1 {
-        stop(
-            format_args!("PVH start info has magic {:#x}, version {}", info.magic, info.version),
-            |_| Ok(()),
-        );
+        stop(format_args!("PVH start info has magic {:#x}, version {}", info.magic, info.version), |_| Ok(()));
     }
     // SAFETY: these are what QEMU put where; the early tables are in force until `replace_tables`.
     let (line_length, modules) = unsafe { (line_length(info.command_line), early(info.module_list, info.modules)) };
@@ -153,9 +150,7 @@ fn boot_info(info: &StartInfo, ramdisk: Option<Module>, regions: Regions) -> Boo
     let mut boot_info = BootInfo::new(regions.finish());
     boot_info.physical_memory_offset = Some(memory::PHYSICAL_MEMORY).into();
     boot_info.rsdp_addr = (info.rsdp != 0).then_some(info.rsdp).into();
-    boot_info.ramdisk_addr = ramdisk
-        .map(|module| memory::physical(module.address).addr() as u64)
-        .into();
+    boot_info.ramdisk_addr = ramdisk.map(|module| memory::physical(module.address).addr() as u64).into();
     boot_info.ramdisk_len = ramdisk.map_or(0, |module| module.size);
     boot_info.kernel_addr = image.start;
     boot_info.kernel_len = image.end - image.start;
@@ -184,16 +179,9 @@ impl Regions {
 
     fn add(&mut self, start: u64, size: u64, kind: MemoryRegionKind) {
         let Some(entry) = self.all.get_mut(self.count) else {
-            stop(
-                format_args!("the memory map has more than {MAX_REGIONS} entries"),
-                |_| Ok(()),
-            );
+            stop(format_args!("the memory map has more than {MAX_REGIONS} entries"), |_| Ok(()));
         };
-        *entry = MemoryRegion {
-            start,
-            end: start.saturating_add(size),
-            kind,
-        };
+        *entry = MemoryRegion { start, end: start.saturating_add(size), kind };
         self.count += 1;
     }
 
@@ -215,35 +203,20 @@ impl Regions {
 /// Adds them to `regions`.
 fn replace_tables(regions: &mut Regions) {
     let image_end = image_frames().end;
-    let usable = regions
-        .entries()
-        .iter()
-        .filter(|region| region.kind == MemoryRegionKind::Usable);
-    let end = usable
-        .map(|region| region.end)
-        .fold(4 * GIB, u64::max)
-        .next_multiple_of(Size2MiB::SIZE);
+    let usable = regions.entries().iter().filter(|region| region.kind == MemoryRegionKind::Usable);
+    let end = usable.map(|region| region.end).fold(4 * GIB, u64::max).next_multiple_of(Size2MiB::SIZE);
     let size = (end.div_ceil(GIB) + MORE_TABLES) * Size4KiB::SIZE;
     let free = UsableFrames::new(regions.entries().iter().copied().map(Region::from))
         .map(|range| range.start.address().max(image_end)..range.end.address().min(EARLY_END))
         .find(|range| range.start.saturating_add(size) <= range.end);
     let Some(start) = free.map(|range| range.start) else {
-        stop(
-            format_args!(
-                "no {} KiB for page tables between {image_end:#x} and 1 GiB",
-                size / 1024
-            ),
-            |_| Ok(()),
-        );
+        stop(format_args!("no {} KiB for page tables between {image_end:#x} and 1 GiB", size / 1024), |_| Ok(()));
     };
     // SAFETY: the memory map calls this usable, all that is in use was reserved in it, and so will this be.
     let mut frames = unsafe { EarlyFrames::new(start, start + size) };
     // SAFETY: the frames lie below the first GiB, which the early tables map.
     let Some(root) = (unsafe { paging::build(end, &mut frames) }) else {
-        stop(
-            format_args!("{} KiB are too little for page tables", size / 1024),
-            |_| Ok(()),
-        );
+        stop(format_args!("{} KiB are too little for page tables", size / 1024), |_| Ok(()));
     };
     regions.reserve(start, frames.next() - start);
     put_in_force(root);
@@ -266,10 +239,7 @@ unsafe fn early<'a, T>(address: u64, count: u32) -> &'a [T] {
     let end = address.checked_add(u64::from(count) * size_of::<T>() as u64);
     let values = address as *const T;
     if values.is_null() || !values.is_aligned() || end.is_none_or(|end| end > EARLY_END) {
-        stop(
-            format_args!("PVH start info is not below 1 GiB, or not aligned: {address:#x}"),
-            |_| Ok(()),
-        );
+        stop(format_args!("PVH start info is not below 1 GiB, or not aligned: {address:#x}"), |_| Ok(()));
     }
     // SAFETY: the early tables map the first GiB at its physical addresses, and the caller says that the values are there.
     unsafe { slice::from_raw_parts(values, count as usize) }

@@ -37,11 +37,7 @@ pub(super) struct Cpu {
 impl Cpu {
     /// A CPU that is not set up.
     pub(super) const fn new() -> Self {
-        Self {
-            stacks: [const { Stack::new() }; _],
-            task_state: Once::new(),
-            segments: Once::new(),
-        }
+        Self { stacks: [const { Stack::new() }; _], task_state: Once::new(), segments: Once::new() }
     }
 
     /// Sets up the CPU that this runs on, which must be the only one to use `self`.

@@ -52,63 +52,22 @@ const NAMES: [&str; FIRST_INTERRUPT as usize] = [
 /// Reports the trap and ends the run.
 pub(super) fn stop(frame: &TrapFrame) -> ! {
     let address = Cr2::read_raw();
-    let headline = Headline {
-        vector: frame.vector,
-        error_code: frame.error_code,
-        address,
-    };
+    let headline = Headline { vector: frame.vector, error_code: frame.error_code, address };
     stop::stop(format_args!("{headline}"), |port| details(frame, address, port))
 }
 
 fn details(frame: &TrapFrame, address: u64, port: &mut Port) -> fmt::Result {
-    let TrapFrame {
-        vector,
-        error_code,
-        rip,
-        cs,
-        rflags,
-        rsp,
-        ss,
-        ..
-    } = frame;
+    let TrapFrame { vector, error_code, rip, cs, rflags, rsp, ss, .. } = frame;
     let (tables, _) = Cr3::read();
     writeln!(port, "vector {vector}, error code {error_code:#x}")?;
     writeln!(port, "cr2 {address:#018x}  cr3 {:#018x}", tables.start_address())?;
     writeln!(port, "rip {rip:#018x}  cs {cs:#x}  rflags {rflags:#x}")?;
     writeln!(port, "rsp {rsp:#018x}  ss {ss:#x}")?;
-    let TrapFrame {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rbp,
-        ..
-    } = frame;
-    writeln!(
-        port,
-        "rax {rax:#018x}  rbx {rbx:#018x}  rcx {rcx:#018x}  rdx {rdx:#018x}"
-    )?;
-    let TrapFrame {
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        ..
-    } = frame;
-    writeln!(
-        port,
-        "rsi {rsi:#018x}  rdi {rdi:#018x}  rbp {rbp:#018x}  r8  {r8:#018x}"
-    )?;
-    writeln!(
-        port,
-        "r9  {r9:#018x}  r10 {r10:#018x}  r11 {r11:#018x}  r12 {r12:#018x}"
-    )?;
+    let TrapFrame { rax, rbx, rcx, rdx, rsi, rdi, rbp, .. } = frame;
+    writeln!(port, "rax {rax:#018x}  rbx {rbx:#018x}  rcx {rcx:#018x}  rdx {rdx:#018x}")?;
+    let TrapFrame { r8, r9, r10, r11, r12, r13, r14, r15, .. } = frame;
+    writeln!(port, "rsi {rsi:#018x}  rdi {rdi:#018x}  rbp {rbp:#018x}  r8  {r8:#018x}")?;
+    writeln!(port, "r9  {r9:#018x}  r10 {r10:#018x}  r11 {r11:#018x}  r12 {r12:#018x}")?;
     writeln!(port, "r13 {r13:#018x}  r14 {r14:#018x}  r15 {r15:#018x}")
 }
 
@@ -162,12 +121,7 @@ mod tests {
     use super::*;
 
     fn headline(vector: u64, error_code: u64, address: u64) -> String {
-        Headline {
-            vector,
-            error_code,
-            address,
-        }
-        .to_string()
+        Headline { vector, error_code, address }.to_string()
     }
 
     #[test]
@@ -180,24 +134,12 @@ mod tests {
 
     #[test]
     fn page_faults_say_what_was_done_where() {
-        assert_eq!(
-            headline(14, 0b10, 0x12_3000),
-            "page fault: write to 0x123000, not mapped"
-        );
-        assert_eq!(
-            headline(14, 0b1, 0x12_3000),
-            "page fault: read from 0x123000, protected"
-        );
+        assert_eq!(headline(14, 0b10, 0x12_3000), "page fault: write to 0x123000, not mapped");
+        assert_eq!(headline(14, 0b1, 0x12_3000), "page fault: read from 0x123000, protected");
         assert_eq!(headline(14, 0b1_0001, 0x8), "page fault: execution at 0x8, protected");
-        assert_eq!(
-            headline(14, 0b1001, 0x8),
-            "page fault: read from 0x8, malformed page table"
-        );
+        assert_eq!(headline(14, 0b1001, 0x8), "page fault: read from 0x8, malformed page table");
         let in_text = image::addresses().start.as_u64() + 8;
-        assert_eq!(
-            headline(14, 0b11, in_text),
-            "page fault: write to kernel text, protected"
-        );
+        assert_eq!(headline(14, 0b11, in_text), "page fault: write to kernel text, protected");
     }
 
     #[test]

@@ -30,20 +30,13 @@ impl Geometry {
     pub(crate) const fn new(object_size: usize) -> Self {
         let mut order = 0;
         loop {
-            let Some(candidate) = Order::new(order) else {
-                panic!("no such order")
-            };
+            let Some(candidate) = Order::new(order) else { panic!("no such order") };
             let slots = slots_in(candidate.bytes(), object_size);
             let lost = candidate.bytes() - slots * object_size;
             if lost * 8 <= candidate.bytes() || order == LARGEST_SLAB {
                 assert!(slots > 0, "the object is larger than a slab");
                 let reciprocal = (1_u64 << 32).div_ceil(object_size as u64);
-                return Self {
-                    object_size,
-                    order: candidate,
-                    slots,
-                    reciprocal,
-                };
+                return Self { object_size, order: candidate, slots, reciprocal };
             }
             order += 1;
         }

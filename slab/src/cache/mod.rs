@@ -47,18 +47,8 @@ impl<P> Cache<P> {
     ///
     /// Objects are aligned to the largest power of two that divides their size, up to a page.
     pub(crate) const fn new(index: u32, object_size: usize) -> Self {
-        let state = State {
-            partial: None,
-            slabs: 0,
-            in_use: 0,
-            allocations: 0,
-            failures: 0,
-        };
-        Self {
-            geometry: Geometry::new(object_size),
-            index,
-            state: IrqLock::new(state),
-        }
+        let state = State { partial: None, slabs: 0, in_use: 0, allocations: 0, failures: 0 };
+        Self { geometry: Geometry::new(object_size), index, state: IrqLock::new(state) }
     }
 
     pub(crate) fn object_size(&self) -> usize {
@@ -138,11 +128,7 @@ impl<P: Platform> Cache<P> {
         let (first, slot) = self.find(frames, object)?;
         // SAFETY: `find` says that it is a slab of this cache.
         let mut slab = unsafe { self.slab(frames, first) };
-        if slab.is_used(slot) {
-            Ok(())
-        } else {
-            Err(Fault::DoubleFree)
-        }
+        if slab.is_used(slot) { Ok(()) } else { Err(Fault::DoubleFree) }
     }
 
     /// The slab and slot of an object. The lock is held, so the record that says that the slab is this cache's stays true.
@@ -210,8 +196,6 @@ impl<P: Platform> Cache<P> {
 
 impl<P> fmt::Debug for Cache<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cache")
-            .field("object_size", &self.geometry.object_size)
-            .finish_non_exhaustive()
+        f.debug_struct("Cache").field("object_size", &self.geometry.object_size).finish_non_exhaustive()
     }
 }

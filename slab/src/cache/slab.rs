@@ -49,11 +49,7 @@ impl<'a> Slab<'a> {
     /// The block at `start` has the order of `geometry`, and it is the caller's alone.
     pub(crate) unsafe fn create(start: *mut u8, geometry: &'a Geometry) -> Self {
         let slab = Self { start, geometry };
-        let header = Header {
-            next: None,
-            previous: None,
-            used: 0,
-        };
+        let header = Header { next: None, previous: None, used: 0 };
         // SAFETY: the header lies inside the block, aligned: its offset is a multiple of its alignment, 4.
         unsafe { slab.header_pointer().write(header) };
         for word in 0..geometry.words() {

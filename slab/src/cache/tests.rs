@@ -31,10 +31,7 @@ fn slots_header_and_bitmap_do_not_overlap() {
         let geometry = Geometry::new(size);
         assert!(geometry.slots * size <= geometry.header_offset(), "{geometry:?}");
         let bitmap = geometry.order.bytes() - geometry.words() * 8;
-        assert!(
-            geometry.header_offset() + size_of::<slab::Header>() <= bitmap,
-            "{geometry:?}"
-        );
+        assert!(geometry.header_offset() + size_of::<slab::Header>() <= bitmap, "{geometry:?}");
     }
 }
 
@@ -78,9 +75,7 @@ fn a_slab_goes_back_when_its_last_object_is_freed() {
     let cache = Cache::<NoInterrupts>::new(0, 512);
     let before = heap.frames().stats();
     let per_slab = cache.stats().objects_per_slab;
-    let objects: Vec<_> = (0..3 * per_slab)
-        .map(|_| cache.allocate(heap.frames()).unwrap())
-        .collect();
+    let objects: Vec<_> = (0..3 * per_slab).map(|_| cache.allocate(heap.frames()).unwrap()).collect();
     assert_eq!((cache.stats().slabs, cache.stats().in_use), (3, 3 * per_slab));
     for (freed, object) in objects.iter().enumerate() {
         assert_eq!(cache.stats().slabs, 3 - freed / per_slab);
@@ -96,9 +91,7 @@ fn a_freed_slot_of_a_full_slab_is_used_before_a_new_slab() {
     let heap = machine.heap();
     let cache = Cache::<NoInterrupts>::new(0, 256);
     let per_slab = cache.stats().objects_per_slab;
-    let objects: Vec<_> = (0..2 * per_slab)
-        .map(|_| cache.allocate(heap.frames()).unwrap())
-        .collect();
+    let objects: Vec<_> = (0..2 * per_slab).map(|_| cache.allocate(heap.frames()).unwrap()).collect();
     for object in [objects[3], objects[per_slab + 1], objects[0]] {
         free(&cache, &heap, object).unwrap();
         assert_eq!(cache.allocate(heap.frames()), Some(object));
@@ -113,9 +106,7 @@ fn slabs_leave_the_middle_of_the_list_in_any_order() {
     let cache = Cache::<NoInterrupts>::new(0, 1024);
     let per_slab = cache.stats().objects_per_slab;
     let before = heap.frames().stats();
-    let mut objects: Vec<_> = (0..6 * per_slab)
-        .map(|_| cache.allocate(heap.frames()).unwrap())
-        .collect();
+    let mut objects: Vec<_> = (0..6 * per_slab).map(|_| cache.allocate(heap.frames()).unwrap()).collect();
     // Every slab partial first, then emptied from the middle outwards.
     for slab in 0..6 {
         free(&cache, &heap, objects[slab * per_slab]).unwrap();

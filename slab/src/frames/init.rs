@@ -69,11 +69,7 @@ impl Extent {
                     }
                 };
             }
-            if extent
-                .largest
-                .as_ref()
-                .is_none_or(|largest| length > frames_in(largest))
-            {
+            if extent.largest.as_ref().is_none_or(|largest| length > frames_in(largest)) {
                 extent.largest = Some(range);
             }
         }
@@ -128,13 +124,7 @@ impl<P: Platform> Frames<P> {
             // SAFETY: `place` is in a usable range, which the caller lends us for good, mapped at `base` plus its address,
             // and it is as long as `extent` of the same ranges asks for; a frame's start is aligned for both types.
             let sections = unsafe { build_sections(start, &extent, ranges.clone()) };
-            Ok(Memory {
-                base,
-                records: Records {
-                    sections,
-                    overhead: frames_in(&place),
-                },
-            })
+            Ok(Memory { base, records: Records { sections, overhead: frames_in(&place) } })
         })?;
         let Some(metadata) = metadata else {
             return Err(InitError::AlreadyInitialised);
@@ -157,10 +147,7 @@ fn place_metadata(extent: &Extent) -> Result<Range<Frame>, InitError> {
     let frames = needed.div_ceil(FRAME_SIZE);
     let available = frames_in(&largest);
     if frames > available as usize || frames >= extent.frames as usize {
-        return Err(InitError::MetadataDoesNotFit {
-            needed,
-            largest: available as usize * FRAME_SIZE,
-        });
+        return Err(InitError::MetadataDoesNotFit { needed, largest: available as usize * FRAME_SIZE });
     }
     Ok(largest.start.offset(available - frames as u32)..largest.end)
 }

@@ -51,10 +51,7 @@ unsafe impl Sync for Memory {}
 
 impl<P> Frames<P> {
     pub(crate) const fn new() -> Self {
-        Self {
-            memory: spin::Once::new(),
-            zone: IrqLock::new(Zone::new()),
-        }
+        Self { memory: spin::Once::new(), zone: IrqLock::new(Zone::new()) }
     }
 
     /// The virtual address at which `frame` is mapped; dangling before `init`.
@@ -140,8 +137,7 @@ impl<P: Platform> Frames<P> {
     ///
     /// Nobody uses the frames any more.
     pub unsafe fn free_run(&self, frame: Frame, count: u32) {
-        self.try_shrink_run(frame, count, 0)
-            .unwrap_or_else(|fault| fault.report(self.pointer(frame)));
+        self.try_shrink_run(frame, count, 0).unwrap_or_else(|fault| fault.report(self.pointer(frame)));
     }
 
     /// Gives all but the first `keep` of the `count` frames at `frame` back. A `frame` that is not allocated, or not with
@@ -152,10 +148,7 @@ impl<P: Platform> Frames<P> {
         match records.owner(frame) {
             Owner::Pages(found) if found == count => {}
             Owner::Pages(found) => {
-                return Err(Fault::BadFrameCount {
-                    freed: count,
-                    allocated: found,
-                });
+                return Err(Fault::BadFrameCount { freed: count, allocated: found });
             }
             _ => return Err(self.fault_at(frame)),
         }

@@ -58,10 +58,7 @@ impl Record {
         match self.kind.load(Ordering::Relaxed) {
             NOBODY => Owner::Nobody,
             PAGES => Owner::Pages(a),
-            SLAB => Owner::Slab {
-                first: Frame::new(a),
-                cache: b,
-            },
+            SLAB => Owner::Slab { first: Frame::new(a), cache: b },
             free => match Order::new(free.wrapping_sub(FREE)) {
                 Some(order) => Owner::Free(order),
                 None => Owner::Nobody,
@@ -83,20 +80,15 @@ impl Record {
 
     /// The neighbours of a free block in its list, next and previous.
     pub(crate) fn links(&self) -> (Option<Frame>, Option<Frame>) {
-        (
-            Frame::some(self.a.load(Ordering::Relaxed)),
-            Frame::some(self.b.load(Ordering::Relaxed)),
-        )
+        (Frame::some(self.a.load(Ordering::Relaxed)), Frame::some(self.b.load(Ordering::Relaxed)))
     }
 
     pub(crate) fn set_next(&self, frame: Option<Frame>) {
-        self.a
-            .store(frame.map_or(Frame::NONE, Frame::number), Ordering::Relaxed);
+        self.a.store(frame.map_or(Frame::NONE, Frame::number), Ordering::Relaxed);
     }
 
     pub(crate) fn set_previous(&self, frame: Option<Frame>) {
-        self.b
-            .store(frame.map_or(Frame::NONE, Frame::number), Ordering::Relaxed);
+        self.b.store(frame.map_or(Frame::NONE, Frame::number), Ordering::Relaxed);
     }
 }
 

@@ -59,11 +59,7 @@ fn blocks_are_disjoint_aligned_and_from_the_map() {
             assert_eq!(block.number() % order(size).frames(), 0);
             assert!(block.number() >= first && block.number() + order(size).frames() <= first + 1024);
         }
-        assert!(
-            blocks
-                .windows(2)
-                .all(|pair| pair[1].number() - pair[0].number() >= order(size).frames())
-        );
+        assert!(blocks.windows(2).all(|pair| pair[1].number() - pair[0].number() >= order(size).frames()));
     }
 }
 
@@ -134,11 +130,7 @@ fn row_53_and_62_nothing_merges_across_a_hole() {
     init(&heap, &machine, &[machine.region(), hole]).unwrap();
     let frames = heap.frames();
     assert_eq!(frames.stats().total, 63);
-    assert_eq!(
-        frames.allocate(order(5)),
-        None,
-        "each side of the hole has at most 31 frames and the records"
-    );
+    assert_eq!(frames.allocate(order(5)), None, "each side of the hole has at most 31 frames and the records");
     let all = take_all(frames, Order::ZERO);
     assert!(all.iter().all(|frame| frame.address() != START + 31 * 4096));
     all.iter().for_each(|frame| free(frames, *frame, Order::ZERO));
@@ -160,10 +152,7 @@ fn row_55_and_56_a_map_with_too_little_memory_is_an_error() {
     let heap = Heap::new();
     assert_eq!(init(&heap, &machine, &[]), Err(InitError::NoUsableMemory));
     let error = init(&heap, &machine, &[machine.usable(0, 1)]);
-    assert!(
-        matches!(error, Err(InitError::MetadataDoesNotFit { largest: 4096, .. })),
-        "{error:?}"
-    );
+    assert!(matches!(error, Err(InitError::MetadataDoesNotFit { largest: 4096, .. })), "{error:?}");
     init(&heap, &machine, &[machine.usable(0, 2)]).expect("an error leaves the heap as it was");
     assert_eq!(heap.frames().stats().free, 1);
 }
@@ -187,10 +176,7 @@ fn row_58_a_second_init_is_an_error() {
     let machine = Machine::new(START, 64);
     let heap = machine.heap();
     let before = heap.frames().stats();
-    assert_eq!(
-        init(&heap, &machine, &[machine.region()]),
-        Err(InitError::AlreadyInitialised)
-    );
+    assert_eq!(init(&heap, &machine, &[machine.region()]), Err(InitError::AlreadyInitialised));
     assert_eq!(heap.frames().stats(), before);
 }
 
@@ -201,9 +187,7 @@ fn row_59_metadata_that_does_not_fit_is_an_error_with_the_size_needed() {
     let heap = Heap::new();
     let regions: Vec<_> = (0..2000).map(|i| machine.usable(2 * i, 1)).collect();
     let error = init(&heap, &machine, &regions).unwrap_err();
-    let InitError::MetadataDoesNotFit { needed, largest } = error else {
-        panic!("{error:?}")
-    };
+    let InitError::MetadataDoesNotFit { needed, largest } = error else { panic!("{error:?}") };
     assert!(needed > 3999 * 12 && largest == 4096);
     assert!(error.to_string().contains(&needed.to_string()));
 }
@@ -214,10 +198,7 @@ fn row_60_frames_freed_with_the_wrong_order_are_refused() {
     let heap = machine.heap();
     let block = heap.frames().allocate(order(2)).unwrap();
     let report = report_of(|| free(heap.frames(), block, order(1)));
-    assert!(
-        report.ends_with("wrong size: freed as 2 page frames, allocated as 4"),
-        "{report}"
-    );
+    assert!(report.ends_with("wrong size: freed as 2 page frames, allocated as 4"), "{report}");
     free(heap.frames(), block, order(2));
 }
 

@@ -32,11 +32,7 @@ pub(crate) struct Zone {
 impl Zone {
     /// Without any memory.
     pub(crate) const fn new() -> Self {
-        Self {
-            lists: [FreeList { first: None, blocks: 0 }; Order::COUNT],
-            free_frames: 0,
-            total_frames: 0,
-        }
+        Self { lists: [FreeList { first: None, blocks: 0 }; Order::COUNT], free_frames: 0, total_frames: 0 }
     }
 
     pub(crate) fn free_frames(&self) -> usize {

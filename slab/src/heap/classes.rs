@@ -119,12 +119,7 @@ mod tests {
     #[test]
     fn large_blocks_are_counted_in_frames_and_aligned_by_order() {
         let block = |size, align| Block::of(Layout::from_size_align(size, align).unwrap());
-        let frames = |count, order| {
-            Some(Block::Frames {
-                count,
-                alignment: Order::new(order).unwrap(),
-            })
-        };
+        let frames = |count, order| Some(Block::Frames { count, alignment: Order::new(order).unwrap() });
         assert_eq!(block(2049, 8), frames(1, 0));
         assert_eq!(block(4097, 8), frames(2, 0));
         assert_eq!(block(8, 4096), frames(1, 0));

@@ -33,10 +33,7 @@ pub struct Heap<P> {
 
 impl<P> Heap<P> {
     /// A heap without memory.
-    #[allow(
-        clippy::new_without_default,
-        reason = "a heap is a static, and `Default` is not const"
-    )]
+    #[allow(clippy::new_without_default, reason = "a heap is a static, and `Default` is not const")]
     pub const fn new() -> Self {
         let mut caches = [const { Cache::new(0, SIZES[0]) }; classes::COUNT];
         let mut index = 1;
@@ -44,10 +41,7 @@ impl<P> Heap<P> {
             caches[index] = Cache::new(index as u32, SIZES[index]);
             index += 1;
         }
-        Self {
-            caches,
-            frames: Frames::new(),
-        }
+        Self { caches, frames: Frames::new() }
     }
 
     /// The page frames beneath, for whoever needs whole ones: page tables, stacks, buffers.
@@ -127,9 +121,8 @@ impl<P: Platform> Heap<P> {
     pub unsafe fn reallocate(&self, block: NonNull<u8>, layout: Layout, new_size: usize) -> Option<NonNull<u8>> {
         let new_layout = Layout::from_size_align(new_size, layout.align()).ok()?;
         let new = Block::of(new_layout)?;
-        let stays = self
-            .resize_in_place(block.as_ptr(), layout, new)
-            .unwrap_or_else(|fault| fault.report(block.as_ptr()));
+        let stays =
+            self.resize_in_place(block.as_ptr(), layout, new).unwrap_or_else(|fault| fault.report(block.as_ptr()));
         if stays {
             return Some(block);
         }
@@ -167,19 +160,13 @@ impl<P: Platform> Heap<P> {
             }
             Owner::Pages(_) if self.frames.pointer(frame) != block => return Err(Fault::BadBase),
             Owner::Pages(count) => {
-                let block = Block::Frames {
-                    count,
-                    alignment: crate::Order::ZERO,
-                };
+                let block = Block::Frames { count, alignment: crate::Order::ZERO };
                 (Found::Frames { frame, count }, block.size())
             }
             Owner::Free(_) | Owner::Nobody => return Err(self.frames.fault_at(frame)),
         };
         if found.1 != wanted.size() {
-            return Err(Fault::BadSize {
-                freed: wanted.size(),
-                allocated: found.1,
-            });
+            return Err(Fault::BadSize { freed: wanted.size(), allocated: found.1 });
         }
         Ok(found.0)
     }
@@ -208,10 +195,7 @@ impl<P: Platform> fmt::Display for Tables<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.0.frames.stats())?;
         writeln!(f, "{}", CacheStats::HEADER)?;
-        let used = self
-            .0
-            .cache_stats()
-            .filter(|stats| stats.allocations + stats.failures > 0);
+        let used = self.0.cache_stats().filter(|stats| stats.allocations + stats.failures > 0);
         for stats in used {
             writeln!(f, "{stats}")?;
         }
@@ -238,9 +222,7 @@ unsafe impl<P: Platform> GlobalAlloc for Heap<P> {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        let Some(block) = NonNull::new(block) else {
-            Fault::BadAddress.report(block)
-        };
+        let Some(block) = NonNull::new(block) else { Fault::BadAddress.report(block) };
         // SAFETY: passed on to the caller.
         unsafe { self.reallocate(block, layout, new_size) }.map_or(ptr::null_mut(), NonNull::as_ptr)
     }

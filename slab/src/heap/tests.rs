@@ -39,11 +39,7 @@ fn row_45_every_size_and_alignment_is_disjoint_and_aligned() {
     let machine = Machine::new(START, 1024);
     let heap = machine.heap();
     let before = heap.frames().stats();
-    let (step, aligns) = if cfg!(miri) {
-        (509, &[1, 64, 4096][..])
-    } else {
-        (1, &[1, 8, 16, 64, 256, 1024, 4096][..])
-    };
+    let (step, aligns) = if cfg!(miri) { (509, &[1, 64, 4096][..]) } else { (1, &[1, 8, 16, 64, 256, 1024, 4096][..]) };
     for align in aligns {
         for size in (1..=8192).step_by(step) {
             let wanted = layout(size, *align);
@@ -89,12 +85,7 @@ fn row_34_to_36_what_cannot_be_is_refused() {
     let machine = Machine::new(START, 64);
     let heap = machine.heap();
     let before = heap.frames().stats();
-    for wanted in [
-        layout(isize::MAX as usize, 1),
-        layout(1 << 40, 8),
-        layout(65 * 4096, 8),
-        layout(1, 1 << 40),
-    ] {
+    for wanted in [layout(isize::MAX as usize, 1), layout(1 << 40, 8), layout(65 * 4096, 8), layout(1, 1 << 40)] {
         assert_eq!(heap.allocate(wanted), None, "{wanted:?}");
     }
     let block = heap.allocate(layout(8, 8)).unwrap();
@@ -143,10 +134,7 @@ fn row_41_a_large_block_shrinks_in_place_and_gives_its_tail_back() {
     let before = heap.frames().stats();
     let block = heap.allocate(layout(10 * 4096, 8)).unwrap();
     fill(block, 3 * 4096, 9);
-    assert_eq!(
-        reallocate(&heap, block, layout(10 * 4096, 8), 2 * 4096 + 1),
-        Some(block)
-    );
+    assert_eq!(reallocate(&heap, block, layout(10 * 4096, 8), 2 * 4096 + 1), Some(block));
     assert_eq!(heap.frames().stats().free, before.free - 3);
     assert!(holds(block, 3 * 4096, 9));
     let object = reallocate(&heap, block, layout(2 * 4096 + 1, 8), 64).unwrap();
@@ -201,57 +189,17 @@ fn bad_frees_are_named_and_change_nothing() {
     let at = |pointer: NonNull<u8>, offset: usize| pointer.map_addr(|address| address.checked_add(offset).unwrap());
     let mut on_stack = 0_u8;
     let cases = [
-        (
-            "row 1",
-            freed,
-            small,
-            "double free: it is free already, or was never allocated",
-        ),
-        (
-            "row 1, frames",
-            gone,
-            layout(3 * 4096, 8),
-            "double free: it is free already, or was never allocated",
-        ),
-        (
-            "row 1, merged",
-            at(gone, 4096),
-            layout(4096, 8),
-            "double free: it is free already, or was never allocated",
-        ),
+        ("row 1", freed, small, "double free: it is free already, or was never allocated"),
+        ("row 1, frames", gone, layout(3 * 4096, 8), "double free: it is free already, or was never allocated"),
+        ("row 1, merged", at(gone, 4096), layout(4096, 8), "double free: it is free already, or was never allocated"),
         ("row 7", at(object, 8), small, "not the start of an allocation"),
-        (
-            "row 7, frames",
-            at(large, 4096),
-            layout(8192, 8),
-            "not the start of an allocation",
-        ),
+        ("row 7, frames", at(large, 4096), layout(8192, 8), "not the start of an allocation"),
         ("row 8", at(object, 3), small, "not the start of an allocation"),
-        (
-            "row 8, frames",
-            at(large, 1),
-            layout(8192, 8),
-            "not the start of an allocation",
-        ),
-        (
-            "row 10",
-            at(object, 640),
-            small,
-            "double free: it is free already, or was never allocated",
-        ),
-        (
-            "row 11",
-            NonNull::from(&mut on_stack),
-            small,
-            "not memory of this allocator",
-        ),
+        ("row 8, frames", at(large, 1), layout(8192, 8), "not the start of an allocation"),
+        ("row 10", at(object, 640), small, "double free: it is free already, or was never allocated"),
+        ("row 11", NonNull::from(&mut on_stack), small, "not memory of this allocator"),
         ("row 13", at(object, 4090), small, "not the start of an allocation"),
-        (
-            "row 15",
-            object,
-            layout(72, 8),
-            "wrong layout: freed as a block of 72 bytes, allocated as one of 64",
-        ),
+        ("row 15", object, layout(72, 8), "wrong layout: freed as a block of 72 bytes, allocated as one of 64"),
         (
             "row 15, frames",
             large,
@@ -263,11 +211,7 @@ fn bad_frees_are_named_and_change_nothing() {
         let report = report_of(|| free(&heap, pointer, layout));
         assert_eq!(report, format!("kslab: bad free of {pointer:p}: {expected}"), "{row}");
         let report = report_of(|| _ = reallocate(&heap, pointer, layout, layout.size()));
-        assert_eq!(
-            report,
-            format!("kslab: bad free of {pointer:p}: {expected}"),
-            "{row}, realloc"
-        );
+        assert_eq!(report, format!("kslab: bad free of {pointer:p}: {expected}"), "{row}, realloc");
     }
     assert_eq!((heap.frames().stats(), heap.cache_stats().collect::<Vec<_>>()), before);
     free(&heap, object, small);
@@ -320,20 +264,10 @@ fn tables_name_what_is_used() {
     let block = heap.allocate(layout(60, 8)).unwrap();
     let tables = heap.tables().to_string();
     free(&heap, block, layout(60, 8));
-    assert!(
-        tables.contains("page frames: 256 KiB in all, 248 KiB free, 4 KiB for records"),
-        "{tables}"
-    );
+    assert!(tables.contains("page frames: 256 KiB in all, 248 KiB free, 4 KiB for records"), "{tables}");
     let row = tables.lines().find(|line| line.starts_with("size-")).unwrap();
-    assert_eq!(
-        row.split_whitespace().collect::<Vec<_>>(),
-        ["size-64", "64", "4096", "63", "1", "1", "1", "0"]
-    );
-    assert_eq!(
-        tables.lines().filter(|line| line.starts_with("size-")).count(),
-        1,
-        "{tables}"
-    );
+    assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["size-64", "64", "4096", "63", "1", "1", "1", "0"]);
+    assert_eq!(tables.lines().filter(|line| line.starts_with("size-")).count(), 1, "{tables}");
 }
 
 #[derive(Debug, Clone)]

@@ -88,12 +88,7 @@ pub(crate) mod tests {
         let elf = elf();
         let stripped = strip(&elf).unwrap();
         let names = |elf: &[u8]| -> Vec<_> {
-            Builder::read(elf)
-                .unwrap()
-                .sections
-                .iter()
-                .map(|section| section.name.to_string())
-                .collect()
+            Builder::read(elf).unwrap().sections.iter().map(|section| section.name.to_string()).collect()
         };
         assert_eq!(names(&elf), [".text", ".bootloader-config", ".debug_info", ".shstrtab"]);
         assert_eq!(names(&stripped), [".text", ".bootloader-config", ".shstrtab"]);

@@ -58,20 +58,13 @@ fn main() -> ExitCode {
 /// What is wrong with the command line, without the usage text that `clap` puts below it.
 fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    let message: Vec<_> = text
-        .lines()
-        .take_while(|line| !line.is_empty())
-        .map(str::trim)
-        .collect();
+    let message: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
     format!("{}; see --help", message.join(" "))
 }
 
 fn run(cli: &Cli) -> Result<()> {
     let elf = fs::read(&cli.kernel).with_context(|| {
-        format!(
-            "cannot read the kernel {}; build it first, or correct --kernel",
-            cli.kernel.display()
-        )
+        format!("cannot read the kernel {}; build it first, or correct --kernel", cli.kernel.display())
     })?;
     let elf = kernel::strip(&elf).with_context(|| format!("cannot use {}", cli.kernel.display()))?;
 
@@ -103,10 +96,7 @@ fn boot_config() -> BootConfig {
 fn make(path: &Path, create: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let into = || format!("cannot make the image {}", path.display());
     ensure!(!path.is_dir(), "{}: it is a directory; name a file", into());
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).with_context(into)?;
     let image = NamedTempFile::new_in(parent).with_context(into)?;
     create(image.path()).with_context(into)?;
@@ -126,14 +116,8 @@ mod tests {
     fn made(dir: &Path, arguments: &[&str]) -> Result<()> {
         let kernel = dir.join("kernel");
         fs::write(&kernel, kernel::tests::elf())?;
-        let arguments = arguments
-            .iter()
-            .map(|argument| argument.replace("DIR", dir.to_str().unwrap()));
-        let all = [
-            "kslab-image".to_owned(),
-            "--kernel".to_owned(),
-            kernel.to_str().unwrap().to_owned(),
-        ];
+        let arguments = arguments.iter().map(|argument| argument.replace("DIR", dir.to_str().unwrap()));
+        let all = ["kslab-image".to_owned(), "--kernel".to_owned(), kernel.to_str().unwrap().to_owned()];
         run(&Cli::try_parse_from(all.into_iter().chain(arguments)).unwrap())
     }
 
@@ -143,21 +127,10 @@ mod tests {
 
     #[test]
     fn a_wrong_command_line_is_one_line() {
-        assert_eq!(
-            message(&["--kernel", "k", "--foo"]),
-            "error: unexpected argument '--foo' found; see --help"
-        );
-        for arguments in [
-            &[][..],
-            &["--kernel", "k"],
-            &["--bios", "b"],
-            &["--kernel", "k", "--bios"],
-        ] {
+        assert_eq!(message(&["--kernel", "k", "--foo"]), "error: unexpected argument '--foo' found; see --help");
+        for arguments in [&[][..], &["--kernel", "k"], &["--bios", "b"], &["--kernel", "k", "--bios"]] {
             let message = message(arguments);
-            assert!(
-                message.starts_with("error: ") && message.ends_with("; see --help"),
-                "{message}"
-            );
+            assert!(message.starts_with("error: ") && message.ends_with("; see --help"), "{message}");
             assert!(!message.contains('\n'), "{message}");
         }
     }

@@ -19,14 +19,7 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) const fn new() -> Self {
-        Self {
-            seal: Seal { lines: 0, crc: 0 },
-            selected: 0,
-            running: None,
-            started: 0,
-            passed: 0,
-            failed: 0,
-        }
+        Self { seal: Seal { lines: 0, crc: 0 }, selected: 0, running: None, started: 0, passed: 0, failed: 0 }
     }
 
     /// Opens the report on `selected` tests.
@@ -51,10 +44,7 @@ impl Report {
         let (name, stops_with) = (test.name.get(), test.stops_with.get());
         self.ktap(out, format_args!("# {name}: {ticks} ticks"))?;
         if !stops_with.is_empty() {
-            self.ktap(
-                out,
-                format_args!("# {name}: returned, but must stop with: {stops_with}"),
-            )?;
+            self.ktap(out, format_args!("# {name}: returned, but must stop with: {stops_with}"))?;
         }
         self.result(out, name, stops_with.is_empty())
     }
@@ -71,22 +61,13 @@ impl Report {
         }
         self.totals(out)?;
         self.seal.finish(out)?;
-        Ok(if expected && self.failed == 0 {
-            Exit::Success
-        } else {
-            Exit::Failure
-        })
+        Ok(if expected && self.failed == 0 { Exit::Success } else { Exit::Failure })
     }
 
     /// Ends the report when all tests have returned; `tables` are lines about the allocator.
     pub(super) fn close(&mut self, out: &mut dyn Write, tables: fmt::Arguments) -> Result<Exit, fmt::Error> {
         self.totals(out)?;
-        let mut lines = Lines {
-            seal: &mut self.seal,
-            out,
-            line: [0; MAX_LINE],
-            length: 0,
-        };
+        let mut lines = Lines { seal: &mut self.seal, out, line: [0; MAX_LINE], length: 0 };
         lines.write_fmt(tables)?;
         lines.end()?;
         self.seal.finish(out)?;
@@ -103,10 +84,7 @@ impl Report {
 
     fn totals(&mut self, out: &mut dyn Write) -> fmt::Result {
         let (passed, failed) = (self.passed, self.failed);
-        self.ktap(
-            out,
-            format_args!("# Totals: pass:{passed} fail:{failed} xfail:0 xpass:0 skip:0 error:0"),
-        )
+        self.ktap(out, format_args!("# Totals: pass:{passed} fail:{failed} xfail:0 xpass:0 skip:0 error:0"))
     }
 
     fn ktap(&mut self, out: &mut dyn Write, line: fmt::Arguments) -> fmt::Result {
@@ -133,10 +111,7 @@ struct Lines<'a> {
 
 impl Lines<'_> {
     fn end(&mut self) -> fmt::Result {
-        let line = self.line[..self.length]
-            .utf8_chunks()
-            .next()
-            .map_or("", |chunk| chunk.valid());
+        let line = self.line[..self.length].utf8_chunks().next().map_or("", |chunk| chunk.valid());
         self.length = 0;
         if line.is_empty() {
             return Ok(());
@@ -170,12 +145,7 @@ mod tests {
     static STOPS: Test = test("a::stops", "panic: 1 + 1 = 2");
 
     const fn test(name: &'static str, stops_with: &'static str) -> Test {
-        Test {
-            name: Text::new(name),
-            stops_with: Text::new(stops_with),
-            run: || {},
-            when: When::Always,
-        }
+        Test { name: Text::new(name), stops_with: Text::new(stops_with), run: || {}, when: When::Always }
     }
 
     /// The payloads of frames of KTAP, without ticks.
@@ -196,26 +166,18 @@ mod tests {
         assert_eq!(exit, Exit::Success);
         let totals = "# Totals: pass:1 fail:0 xfail:0 xpass:0 skip:0 error:0";
         assert_eq!(ktap(&out), ["KTAP version 1", "1..1", "ok 1 a::returns", totals]);
-        assert!(
-            out.contains("@kslab table one 1\n@kslab table two\n@kslab whole 8 "),
-            "{out}"
-        );
+        assert!(out.contains("@kslab table one 1\n@kslab table two\n@kslab whole 8 "), "{out}");
     }
 
     #[test]
     fn only_the_declared_headline_passes_and_only_in_the_last_place() {
-        for (selected, result, expected, exit) in [
-            (1, 2, "ok", Exit::Success),
-            (1, 3, "not ok", Exit::Failure),
-            (2, 2, "not ok", Exit::Failure),
-        ] {
+        for (selected, result, expected, exit) in
+            [(1, 2, "ok", Exit::Success), (1, 3, "not ok", Exit::Failure), (2, 2, "not ok", Exit::Failure)]
+        {
             let (mut out, mut report) = (String::new(), Report::new());
             report.open(&mut out, selected).unwrap();
             report.start(&mut out, &STOPS).unwrap();
-            assert_eq!(
-                report.stopped(&mut out, format_args!("panic: 1 + 1 = {result}")),
-                Ok(exit)
-            );
+            assert_eq!(report.stopped(&mut out, format_args!("panic: 1 + 1 = {result}")), Ok(exit));
             assert!(ktap(&out).contains(&format!("{expected} 1 a::stops").as_str()), "{out}");
             assert!(out.contains(&format!("@kslab stop panic: 1 + 1 = {result}\n")), "{out}");
         }
@@ -235,10 +197,7 @@ mod tests {
     fn a_line_of_a_table_that_is_too_long_is_cut() {
         let (mut out, mut report) = (String::new(), Report::new());
         report.close(&mut out, format_args!("{:é>200}\nshort\n", "")).unwrap();
-        let table: Vec<_> = out
-            .lines()
-            .filter_map(|line| line.strip_prefix("@kslab table "))
-            .collect();
+        let table: Vec<_> = out.lines().filter_map(|line| line.strip_prefix("@kslab table ")).collect();
         assert_eq!(table, [&*"é".repeat(MAX_LINE / 2), "short"]);
     }
 }

@@ -52,10 +52,7 @@ pub(super) const fn short_name(path: &'static str) -> &'static str {
     let (prefix, name) = path.split_at(PREFIX.len());
     let mut at = 0;
     while at < PREFIX.len() {
-        assert!(
-            prefix.as_bytes()[at] == PREFIX.as_bytes()[at],
-            "tests are in testkernel::guest::tests"
-        );
+        assert!(prefix.as_bytes()[at] == PREFIX.as_bytes()[at], "tests are in testkernel::guest::tests");
         at += 1;
     }
     name
@@ -67,10 +64,7 @@ pub(super) fn run() -> ! {
     let tests = all();
     let selection = match select(tests, cmdline::value("tests")) {
         Ok(selection) => selection,
-        Err(item) => stop::stop(
-            format_args!("tests={item}: there are {} tests, from 0", tests.len()),
-            |_| Ok(()),
-        ),
+        Err(item) => stop::stop(format_args!("tests={item}: there are {} tests, from 0", tests.len()), |_| Ok(())),
     };
     // Firmware may have left a line without its end.
     println!();
@@ -80,9 +74,7 @@ pub(super) fn run() -> ! {
         (tests[index].run)();
         must(REPORT.lock().returned(&mut *serial::lock()));
     }
-    let exit = REPORT
-        .lock()
-        .close(&mut *serial::lock(), format_args!("{}", HEAP.tables()));
+    let exit = REPORT.lock().close(&mut *serial::lock(), format_args!("{}", HEAP.tables()));
     qemu::exit(must(exit) as u32)
 }
 
@@ -91,9 +83,7 @@ fn on_stop(headline: fmt::Arguments) -> u32 {
     let Some(mut report) = REPORT.try_lock() else {
         return Exit::Failure as u32;
     };
-    report
-        .stopped(&mut serial::emergency(), headline)
-        .unwrap_or(Exit::Failure) as u32
+    report.stopped(&mut serial::emergency(), headline).unwrap_or(Exit::Failure) as u32
 }
 
 /// The serial port reports no errors.

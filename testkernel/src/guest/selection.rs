@@ -11,12 +11,7 @@ pub(super) fn select<'a>(
     tests: &'a [Test],
     wanted: Option<&'a str>,
 ) -> Result<impl Iterator<Item = usize> + Clone + use<'a>, &'a str> {
-    let items = move || {
-        wanted
-            .into_iter()
-            .flat_map(|wanted| wanted.split(','))
-            .filter(|item| !item.is_empty())
-    };
+    let items = move || wanted.into_iter().flat_map(|wanted| wanted.split(',')).filter(|item| !item.is_empty());
     if let Some(unknown) = items().find(|item| numbers(item).is_some_and(|range| range.end > tests.len())) {
         return Err(unknown);
     }
@@ -42,12 +37,7 @@ mod tests {
     use crate::protocol::{Text, When};
 
     const fn test(name: &'static str, stops_with: &'static str, when: When) -> Test {
-        Test {
-            name: Text::new(name),
-            stops_with: Text::new(stops_with),
-            run: || {},
-            when,
-        }
+        Test { name: Text::new(name), stops_with: Text::new(stops_with), run: || {}, when }
     }
 
     fn selected(wanted: Option<&'static str>) -> Result<Vec<usize>, &'static str> {

@@ -63,10 +63,7 @@ pub struct Args {
 impl Args {
     fn checked(self) -> Result<Self, clap::Error> {
         if self.boot == BootPath::Uefi && self.memory.mib < 64 {
-            let error = format!(
-                "UEFI does not start in {}: `--boot uefi` needs `--memory 64M` or more\n",
-                self.memory
-            );
+            let error = format!("UEFI does not start in {}: `--boot uefi` needs `--memory 64M` or more\n", self.memory);
             return Err(clap::Error::raw(ErrorKind::ValueValidation, error));
         }
         Ok(self)
@@ -138,9 +135,7 @@ impl FromStr for Memory {
             "T" => 1 << 20,
             _ => return Err("a size is a number and a unit, M, G or T, like 256M"),
         };
-        let number: u64 = number
-            .parse()
-            .map_err(|_| "a size is a whole number and a unit, like 256M")?;
+        let number: u64 = number.parse().map_err(|_| "a size is a whole number and a unit, like 256M")?;
         match number.checked_mul(scale) {
             Some(mib @ 32..=0x10_0000) => Ok(Self { mib }),
             _ => Err("a size is from 32M to 1T"),
@@ -174,9 +169,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Args, ExitCode>
 fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let telling: Vec<_> = lines
-        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
-        .collect();
+    let telling: Vec<_> =
+        lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more")).collect();
     telling.join(" ")
 }
 
@@ -189,38 +183,17 @@ mod tests {
     }
 
     fn test(name: &str, when: When) -> GuestTest {
-        GuestTest {
-            name: name.into(),
-            number: 0,
-            stops_with: None,
-            when,
-        }
+        GuestTest { name: name.into(), number: 0, stops_with: None, when }
     }
 
     #[test]
     fn sizes_are_read_and_written() {
-        for (text, mib) in [
-            ("32M", 32),
-            ("256m", 256),
-            ("4G", 4096),
-            ("1T", 1 << 20),
-            ("1500M", 1500),
-        ] {
+        for (text, mib) in [("32M", 32), ("256m", 256), ("4G", 4096), ("1T", 1 << 20), ("1500M", 1500)] {
             assert_eq!(text.parse::<Memory>().unwrap().mib(), mib, "{text}");
         }
-        for text in [
-            "",
-            "M",
-            "256",
-            "31M",
-            "0G",
-            "2T",
-            "1K",
-            "-1G",
-            "1.5G",
-            "99999999999999999999G",
-            "18446744073709551615T",
-        ] {
+        for text in
+            ["", "M", "256", "31M", "0G", "2T", "1K", "-1G", "1.5G", "99999999999999999999G", "18446744073709551615T"]
+        {
             assert!(text.parse::<Memory>().is_err(), "{text}");
         }
         for text in ["32M", "4G", "1T", "1500M"] {
@@ -241,27 +214,16 @@ mod tests {
             ("--ignored --include-ignored", "cannot be used with"),
         ] {
             let told = one_line(&args(line).unwrap_err());
-            assert!(
-                told.starts_with("error: ") && told.contains(part) && !told.contains('\n'),
-                "{line}: {told:?}"
-            );
+            assert!(told.starts_with("error: ") && told.contains(part) && !told.contains('\n'), "{line}: {told:?}");
         }
     }
 
     #[test]
     fn slow_and_broken_tests_run_only_on_request() {
-        let tests = [
-            test("a::fast", When::Always),
-            test("a::slow", When::Ignored),
-            test("b::broken", When::Broken),
-        ];
+        let tests = [test("a::fast", When::Always), test("a::slow", When::Ignored), test("b::broken", When::Broken)];
         let picked = |line: &str| {
             let args = args(line).unwrap();
-            tests
-                .iter()
-                .filter(|test| args.selects(test))
-                .map(|test| test.name.as_str())
-                .collect::<Vec<_>>()
+            tests.iter().filter(|test| args.selects(test)).map(|test| test.name.as_str()).collect::<Vec<_>>()
         };
         assert_eq!(picked(""), ["a::fast"]);
         assert_eq!(picked("--ignored"), ["a::slow"]);

@@ -39,13 +39,8 @@ pub fn tests(elf: &Path) -> Result<Vec<GuestTest>> {
 
 fn parse(data: &[u8]) -> Result<Vec<GuestTest>> {
     let file = ElfFile64::<LittleEndian>::parse(data)?;
-    let section = file
-        .section_by_name(TESTS_SECTION)
-        .with_context(|| format!("no section {TESTS_SECTION}"))?;
-    let bytes_at = |address, len| {
-        file.segments()
-            .find_map(|segment| segment.data_range(address, len).ok().flatten())
-    };
+    let section = file.section_by_name(TESTS_SECTION).with_context(|| format!("no section {TESTS_SECTION}"))?;
+    let bytes_at = |address, len| file.segments().find_map(|segment| segment.data_range(address, len).ok().flatten());
     records(section.data()?, bytes_at)
 }
 
@@ -54,18 +49,10 @@ fn records<'a>(section: &[u8], bytes_at: impl Fn(u64, u64) -> Option<&'a [u8]>) 
     let (words, odd) = section.as_chunks::<8>();
     let words: Vec<_> = words.iter().map(|&word| u64::from_le_bytes(word)).collect();
     let (records, rest) = words.as_chunks::<WORDS>();
-    ensure!(
-        odd.is_empty() && rest.is_empty(),
-        "{} bytes are no whole number of records",
-        section.len()
-    );
+    ensure!(odd.is_empty() && rest.is_empty(), "{} bytes are no whole number of records", section.len());
 
     let text = |number, address, len| {
-        let bytes = if len == 0 {
-            Some(&[][..])
-        } else {
-            bytes_at(address, len)
-        };
+        let bytes = if len == 0 { Some(&[][..]) } else { bytes_at(address, len) };
         let bytes =
             bytes.with_context(|| format!("test {number} names {len} bytes at {address:#x}, outside the file"))?;
         std::str::from_utf8(bytes).with_context(|| format!("a text of test {number} is not UTF-8"))
@@ -75,18 +62,11 @@ fn records<'a>(section: &[u8], bytes_at: impl Fn(u64, u64) -> Option<&'a [u8]>) 
         let name = text(number, name, name_len)?.to_owned();
         ensure!(!name.is_empty(), "test {number} has no name");
         let stops_with = Some(text(number, report, report_len)?.to_owned()).filter(|report| !report.is_empty());
-        let Some(when) = [When::Always, When::Ignored, When::Broken]
-            .into_iter()
-            .find(|&known| known as u64 == when)
+        let Some(when) = [When::Always, When::Ignored, When::Broken].into_iter().find(|&known| known as u64 == when)
         else {
             bail!("test {name} is of kind {when}, which is unknown");
         };
-        tests.push(GuestTest {
-            name,
-            number,
-            stops_with,
-            when,
-        });
+        tests.push(GuestTest { name, number, stops_with, when });
     }
     tests.sort_by(|a, b| a.name.cmp(&b.name));
     if let Some(pair) = tests.windows(2).find(|pair| pair[0].name == pair[1].name) {
@@ -115,18 +95,9 @@ mod tests {
     #[test]
     fn records_are_read_and_sorted_by_name() {
         let tests = read(&[BASE, 6, BASE + 6, 9, 0x1000, 0, BASE + 15, 6, 1, 0, 0x2000, 1]).unwrap();
-        let one = GuestTest {
-            name: "a::one".into(),
-            number: 1,
-            stops_with: None,
-            when: When::Ignored,
-        };
-        let two = GuestTest {
-            name: "b::two".into(),
-            number: 0,
-            stops_with: Some("panic: no".into()),
-            when: When::Always,
-        };
+        let one = GuestTest { name: "a::one".into(), number: 1, stops_with: None, when: When::Ignored };
+        let two =
+            GuestTest { name: "b::two".into(), number: 0, stops_with: Some("panic: no".into()), when: When::Always };
         assert_eq!(tests, [one, two]);
         assert_eq!(read(&[]).unwrap(), []);
     }

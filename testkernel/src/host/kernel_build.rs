@@ -19,9 +19,7 @@ pub const TARGET: &str = "x86_64-unknown-none";
 
 /// The root of the workspace that this program was built in.
 pub fn workspace() -> Result<&'static Path> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .filter(|root| root.join("Cargo.toml").is_file());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().filter(|root| root.join("Cargo.toml").is_file());
     root.context(concat!(
         "the workspace is no longer around ",
         env!("CARGO_MANIFEST_DIR"),
@@ -32,24 +30,13 @@ pub fn workspace() -> Result<&'static Path> {
 /// Builds the kernel as this program was built, for debugging or for release. Gives its ELF file.
 pub fn kernel(library: StandardLibrary) -> Result<PathBuf> {
     let mut command = cargo()?;
-    command.args([
-        "build",
-        "--package",
-        "testkernel",
-        "--bin",
-        "testkernel",
-        "--target",
-        TARGET,
-    ]);
+    command.args(["build", "--package", "testkernel", "--bin", "testkernel", "--target", TARGET]);
     command.arg("--message-format=json-render-diagnostics");
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
     if library == StandardLibrary::Sources {
-        command.args([
-            "-Zbuild-std=core,alloc,compiler_builtins",
-            "-Zbuild-std-features=compiler-builtins-mem",
-        ]);
+        command.args(["-Zbuild-std=core,alloc,compiler_builtins", "-Zbuild-std-features=compiler-builtins-mem"]);
         // The sources belong to this very compiler, so what they ask of a nightly one is in it.
         command.env("RUSTC_BOOTSTRAP", "1");
     }
@@ -66,10 +53,7 @@ fn executable(message: &str) -> Option<PathBuf> {
 /// Makes a disk image of the kernel at `elf` for `firmware`, which is `bios` or `uefi`. Gives its path.
 pub fn image(elf: &Path, firmware: &str) -> Result<PathBuf> {
     // TARGET-DIRECTORY/x86_64-unknown-none/PROFILE/testkernel
-    let target = elf
-        .ancestors()
-        .nth(3)
-        .context("the kernel is not in a target directory")?;
+    let target = elf.ancestors().nth(3).context("the kernel is not in a target directory")?;
     let directory = target.join("image");
     let image = directory.join(firmware).with_extension("img");
     if !directory.exists() {
@@ -78,17 +62,9 @@ pub fn image(elf: &Path, firmware: &str) -> Result<PathBuf> {
     let mut command = cargo()?;
     command.args("run --locked --release --manifest-path testkernel/image/Cargo.toml".split(' '));
     command.arg("--target-dir").arg(&directory);
-    command
-        .arg("--")
-        .arg("--kernel")
-        .arg(elf)
-        .arg(format!("--{firmware}"))
-        .arg(&image);
+    command.arg("--").arg("--kernel").arg(elf).arg(format!("--{firmware}")).arg(&image);
     // The loader uses nightly features. It is built by cargos in this cargo, which must not wait for its directory.
-    command
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env_remove("CARGO_TARGET_DIR")
-        .env_remove("CARGO_BUILD_TARGET_DIR");
+    command.env("RUSTC_BOOTSTRAP", "1").env_remove("CARGO_TARGET_DIR").env_remove("CARGO_BUILD_TARGET_DIR");
     output(command).context("cannot make the disk image")?;
     Ok(image)
 }
@@ -98,12 +74,7 @@ fn cargo() -> Result<Command> {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace()?);
     // Flags from the environment would replace those that .cargo/config.toml has for the kernel.
-    for variable in [
-        "RUSTFLAGS",
-        "CARGO_ENCODED_RUSTFLAGS",
-        "CARGO_BUILD_RUSTFLAGS",
-        "CARGO_BUILD_TARGET",
-    ] {
+    for variable in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
         command.env_remove(variable);
     }
     if io::stderr().is_terminal() {
@@ -114,11 +85,7 @@ fn cargo() -> Result<Command> {
 
 /// What cargo prints on its standard output. Its progress is passed on, but not that it has finished.
 fn output(mut command: Command) -> Result<String> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let stderr = child.stderr.take();
     let progress = thread::spawn(move || stderr.map(pass_on));
     let output = child.wait_with_output()?;
@@ -130,10 +97,7 @@ fn output(mut command: Command) -> Result<String> {
 
 fn pass_on(progress: impl Read) {
     for line in BufReader::new(progress).lines().map_while(Result::ok) {
-        if !["Finished `", "Running `"]
-            .iter()
-            .any(|word| strip_str(&line).to_string().trim_start().starts_with(word))
-        {
+        if !["Finished `", "Running `"].iter().any(|word| strip_str(&line).to_string().trim_start().starts_with(word)) {
             eprintln!("{line}");
         }
     }

@@ -61,9 +61,7 @@ pub fn main() -> ExitCode {
     };
     run(&args).unwrap_or_else(|error| {
         // Who closes our output has seen enough.
-        let closed = error
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
+        let closed = error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
         if !closed {
             eprintln!("error: {error:#}");
         }
@@ -89,13 +87,7 @@ fn run(args: &Args) -> Result<ExitCode> {
         let elf = elf.display();
         eprintln!("The machine waits. To attach: gdb {elf} -ex 'target remote :1234'");
     }
-    let machine = Machine {
-        start,
-        cpus: args.cpus,
-        memory: args.memory,
-        icount: args.icount,
-        gdb: args.gdb,
-    };
+    let machine = Machine { start, cpus: args.cpus, memory: args.memory, icount: args.icount, gdb: args.gdb };
     let groups = suite::groups(tests);
     let tests: Vec<_> = groups.iter().flatten().collect();
     let mut show: Box<dyn Show> = if args.ktap {
@@ -111,11 +103,7 @@ fn run(args: &Args) -> Result<ExitCode> {
         Ok(())
     })?;
     show.end()?;
-    Ok(if show.failed() == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if show.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn needs(boot: BootPath) -> &'static [Need] {

@@ -67,16 +67,8 @@ pub enum Root {
 impl PackageManager {
     /// The one that `has` finds on this machine. The system's own goes before brew.
     pub fn find(has: impl Fn(&str) -> bool) -> Option<Self> {
-        let known = [
-            ("apt-get", Self::Apt),
-            ("dnf", Self::Dnf),
-            ("pacman", Self::Pacman),
-            ("brew", Self::Brew),
-        ];
-        known
-            .into_iter()
-            .find(|(program, _)| has(program))
-            .map(|(_, manager)| manager)
+        let known = [("apt-get", Self::Apt), ("dnf", Self::Dnf), ("pacman", Self::Pacman), ("brew", Self::Brew)];
+        known.into_iter().find(|(program, _)| has(program)).map(|(_, manager)| manager)
     }
 
     fn package(self, need: Need) -> Option<&'static str> {
@@ -129,11 +121,7 @@ impl Installers {
         }
         packages.dedup();
         if !packages.is_empty() {
-            commands.extend(
-                self.packages
-                    .into_iter()
-                    .flat_map(|manager| self.as_root(manager, &packages)),
-            );
+            commands.extend(self.packages.into_iter().flat_map(|manager| self.as_root(manager, &packages)));
         }
         if helpless.is_empty() && (packages.is_empty() || self.root != Root::Never) {
             return Ok(commands);
@@ -143,8 +131,7 @@ impl Installers {
 
     /// What to do by hand where nothing may be installed from here.
     pub fn advice(self, needs: &[Need]) -> String {
-        self.plan(needs)
-            .map_or_else(|advice| advice, |commands| advice(needs, &commands, &[]))
+        self.plan(needs).map_or_else(|advice| advice, |commands| advice(needs, &commands, &[]))
     }
 
     fn as_root(self, manager: PackageManager, packages: &[&str]) -> Vec<Vec<String>> {
@@ -155,11 +142,7 @@ impl Installers {
             // Nobody runs this line; it is advice.
             Root::Never => "sudo",
         };
-        manager
-            .commands(packages)
-            .into_iter()
-            .map(|command| [words(prefix), command].concat())
-            .collect()
+        manager.commands(packages).into_iter().map(|command| [words(prefix), command].concat()).collect()
     }
 }
 
@@ -167,9 +150,7 @@ impl Installers {
 fn advice(needs: &[Need], commands: &[Vec<String>], helpless: &[Need]) -> String {
     let names: Vec<_> = needs.iter().map(|need| need.name()).collect();
     let commands = commands.iter().map(|command| format!("`{}`", command.join(" ")));
-    let ways: Vec<_> = commands
-        .chain(helpless.iter().map(|&need| by_hand(need).to_owned()))
-        .collect();
+    let ways: Vec<_> = commands.chain(helpless.iter().map(|&need| by_hand(need).to_owned())).collect();
     format!("{} missing; install with {}", names.join(" and "), ways.join(", then "))
 }
 
@@ -190,34 +171,16 @@ fn words(text: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    const DEBIAN: Installers = Installers {
-        rustup: true,
-        packages: Some(PackageManager::Apt),
-        root: Root::Already,
-    };
+    const DEBIAN: Installers = Installers { rustup: true, packages: Some(PackageManager::Apt), root: Root::Already };
 
     fn plan(installers: Installers, needs: &[Need]) -> Vec<String> {
-        installers
-            .plan(needs)
-            .unwrap()
-            .iter()
-            .map(|command| command.join(" "))
-            .collect()
+        installers.plan(needs).unwrap().iter().map(|command| command.join(" ")).collect()
     }
 
     #[test]
     fn each_package_manager_installs_its_own_way() {
         let needs = [Need::Qemu, Need::Firmware];
-        let with = |manager, root| {
-            plan(
-                Installers {
-                    rustup: false,
-                    packages: Some(manager),
-                    root,
-                },
-                &needs,
-            )
-        };
+        let with = |manager, root| plan(Installers { rustup: false, packages: Some(manager), root }, &needs);
         assert_eq!(
             with(PackageManager::Apt, Root::Sudo),
             [
@@ -239,67 +202,26 @@ mod tests {
     #[test]
     fn rustup_brings_what_is_of_rust() {
         let commands = plan(DEBIAN, &[Need::Target, Need::ImageTools]);
-        assert_eq!(
-            commands,
-            [
-                "rustup target add x86_64-unknown-none",
-                "rustup component add rust-src llvm-tools"
-            ]
-        );
+        assert_eq!(commands, ["rustup target add x86_64-unknown-none", "rustup component add rust-src llvm-tools"]);
         assert_eq!(plan(DEBIAN, &[Need::Target, Need::Qemu]).len(), 3);
         assert!(plan(DEBIAN, &[]).is_empty());
     }
 
     #[test]
     fn where_there_is_no_way_one_line_says_what_to_install() {
-        let told = Installers {
-            rustup: false,
-            packages: None,
-            root: Root::Never,
-        }
-        .plan(&[Need::Qemu])
-        .unwrap_err();
-        assert_eq!(
-            told,
-            "QEMU (qemu-system-x86_64) missing; install with QEMU (https://www.qemu.org/download)"
-        );
-        let told = Installers {
-            rustup: false,
-            ..DEBIAN
-        }
-        .plan(&[Need::Target, Need::Qemu])
-        .unwrap_err();
-        assert!(
-            told.contains("apt-get install") && told.contains("rust-src") && !told.contains('\n'),
-            "{told}"
-        );
-        let told = Installers {
-            root: Root::Never,
-            ..DEBIAN
-        }
-        .plan(&[Need::Qemu])
-        .unwrap_err();
-        assert!(
-            told.contains("`sudo env DEBIAN_FRONTEND=noninteractive apt-get install"),
-            "{told}"
-        );
-        assert!(
-            DEBIAN
-                .advice(&[Need::Target])
-                .ends_with("install with `rustup target add x86_64-unknown-none`")
-        );
+        let told = Installers { rustup: false, packages: None, root: Root::Never }.plan(&[Need::Qemu]).unwrap_err();
+        assert_eq!(told, "QEMU (qemu-system-x86_64) missing; install with QEMU (https://www.qemu.org/download)");
+        let told = Installers { rustup: false, ..DEBIAN }.plan(&[Need::Target, Need::Qemu]).unwrap_err();
+        assert!(told.contains("apt-get install") && told.contains("rust-src") && !told.contains('\n'), "{told}");
+        let told = Installers { root: Root::Never, ..DEBIAN }.plan(&[Need::Qemu]).unwrap_err();
+        assert!(told.contains("`sudo env DEBIAN_FRONTEND=noninteractive apt-get install"), "{told}");
+        assert!(DEBIAN.advice(&[Need::Target]).ends_with("install with `rustup target add x86_64-unknown-none`"));
     }
 
     #[test]
     fn the_systems_own_package_manager_goes_first() {
-        assert_eq!(
-            PackageManager::find(|program| program == "brew"),
-            Some(PackageManager::Brew)
-        );
-        assert_eq!(
-            PackageManager::find(|program| ["brew", "dnf"].contains(&program)),
-            Some(PackageManager::Dnf)
-        );
+        assert_eq!(PackageManager::find(|program| program == "brew"), Some(PackageManager::Brew));
+        assert_eq!(PackageManager::find(|program| ["brew", "dnf"].contains(&program)), Some(PackageManager::Dnf));
         assert_eq!(PackageManager::find(|_| false), None);
     }
 }

@@ -65,24 +65,14 @@ pub struct Firmware {
 impl Machine {
     /// The machine in which QEMU loads the kernel at `elf`, with one CPU and 256 MiB.
     pub fn pvh(elf: &Path) -> Self {
-        Self {
-            start: Start::Pvh(elf.into()),
-            cpus: 1,
-            memory: Memory::DEFAULT,
-            icount: false,
-            gdb: false,
-        }
+        Self { start: Start::Pvh(elf.into()), cpus: 1, memory: Memory::DEFAULT, icount: false, gdb: false }
     }
 
     /// What starts it, the kernel's command line being `line`.
     pub fn command(&self, line: &str) -> Command {
         let mut command = Command::new(QEMU);
         // Without a disk the firmware need not wait for its controller: most of a boot that counts instructions.
-        let board = if matches!(self.start, Start::Pvh(_)) {
-            "q35,sata=off"
-        } else {
-            "q35"
-        };
+        let board = if matches!(self.start, Start::Pvh(_)) { "q35,sata=off" } else { "q35" };
         command.arg("-M").arg(board).args(FIXED.split_whitespace());
         command.arg("-m").arg(format!("{}M", self.memory.mib()));
         command.arg("-smp").arg(self.cpus.to_string());
@@ -108,19 +98,11 @@ impl Start {
         match self {
             Self::Pvh(elf) => command.arg("-kernel").arg(elf).arg("-append").arg(line),
             // The loader's BIOS stage hangs where there is no VGA.
-            Self::Bios(image) => command
-                .args(["-vga", "std", "-drive"])
-                .arg(disk(image))
-                .arg("-fw_cfg")
-                .arg(file),
+            Self::Bios(image) => command.args(["-vga", "std", "-drive"]).arg(disk(image)).arg("-fw_cfg").arg(file),
             Self::Uefi { image, firmware } => {
                 let code = option(&firmware.code.to_string_lossy());
-                command
-                    .arg("-drive")
-                    .arg(format!("if=pflash,unit=0,format=raw,readonly=on,file={code}"));
-                command
-                    .arg("-drive")
-                    .arg(format!("if=pflash,unit=1,{}", disk(&firmware.vars)));
+                command.arg("-drive").arg(format!("if=pflash,unit=0,format=raw,readonly=on,file={code}"));
+                command.arg("-drive").arg(format!("if=pflash,unit=1,{}", disk(&firmware.vars)));
                 command.arg("-drive").arg(disk(image)).arg("-fw_cfg").arg(file)
             }
         };
@@ -161,21 +143,14 @@ impl Guest {
     /// Starts `machine`, the kernel's command line being `line`.
     pub fn start(machine: &Machine, line: &str) -> Result<Self> {
         let mut command = machine.command(line);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         die_with_parent(&mut command);
         let mut child = command.spawn().with_context(|| format!("cannot start {QEMU}"))?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let (sender, lines) = mpsc::sync_channel(LINES_WAITING);
         thread::spawn(move || stdout.map(|stdout| read_lines(BufReader::new(stdout), &sender)));
         let errors = thread::spawn(move || stderr.map(read_all).unwrap_or_default());
-        Ok(Self {
-            child,
-            lines,
-            errors: Some(errors),
-        })
+        Ok(Self { child, lines, errors: Some(errors) })
     }
 
     /// The next line; waits for it until `deadline`, or for ever.
@@ -203,15 +178,8 @@ impl Guest {
     /// How it ended, after [`Output::End`].
     pub fn end(mut self) -> Result<End> {
         let status = self.child.wait()?;
-        let said = self
-            .errors
-            .take()
-            .and_then(|errors| errors.join().ok())
-            .unwrap_or_default();
-        Ok(End::Exit {
-            code: status.code(),
-            said,
-        })
+        let said = self.errors.take().and_then(|errors| errors.join().ok()).unwrap_or_default();
+        Ok(End::Exit { code: status.code(), said })
     }
 }
 
@@ -234,10 +202,7 @@ fn read_lines(mut from: impl BufRead, to: &SyncSender<String>) {
 }
 
 fn clean(line: &[u8]) -> String {
-    strip_str(&String::from_utf8_lossy(line))
-        .to_string()
-        .trim_end_matches(['\r', '\n'])
-        .to_owned()
+    strip_str(&String::from_utf8_lossy(line)).to_string().trim_end_matches(['\r', '\n']).to_owned()
 }
 
 fn read_all(mut from: impl Read) -> String {
@@ -278,24 +243,12 @@ mod tests {
     fn the_command_line_reaches_the_kernel_on_every_path() {
         let pvh = Machine::pvh(Path::new("/k,ernel"));
         assert!(arguments(&pvh, "tests=1-2,4").ends_with("-kernel /k,ernel -append tests=1-2,4"));
-        let bios = Machine {
-            start: Start::Bios("/b,ios.img".into()),
-            ..pvh
-        };
+        let bios = Machine { start: Start::Bios("/b,ios.img".into()), ..pvh };
         let end = "-vga std -drive format=raw,snapshot=on,file=/b,,ios.img \
             -fw_cfg name=opt/kslab/cmdline,string=tests=1-2,,4";
         assert!(arguments(&bios, "tests=1-2,4").ends_with(end));
-        let firmware = Firmware {
-            code: "/code".into(),
-            vars: "/vars".into(),
-        };
-        let uefi = Machine {
-            start: Start::Uefi {
-                image: "/uefi.img".into(),
-                firmware,
-            },
-            ..bios
-        };
+        let firmware = Firmware { code: "/code".into(), vars: "/vars".into() };
+        let uefi = Machine { start: Start::Uefi { image: "/uefi.img".into(), firmware }, ..bios };
         let end = "-drive if=pflash,unit=0,format=raw,readonly=on,file=/code \
             -drive if=pflash,unit=1,format=raw,snapshot=on,file=/vars \
             -drive format=raw,snapshot=on,file=/uefi.img -fw_cfg name=opt/kslab/cmdline,string=tests=7";
@@ -309,16 +262,7 @@ mod tests {
         assert!(words.starts_with("-M q35,sata=off -cpu max"));
         assert!(words.contains("-m 256M -smp 1 -accel tcg,thread=multi ") && !words.contains(" -s "));
         let memory = "4G".parse().unwrap();
-        let words = arguments(
-            &Machine {
-                cpus: 4,
-                memory,
-                icount: true,
-                gdb: true,
-                ..plain
-            },
-            "",
-        );
+        let words = arguments(&Machine { cpus: 4, memory, icount: true, gdb: true, ..plain }, "");
         assert!(words.contains("-m 4096M -smp 4 -accel tcg,thread=single -icount shift=0,sleep=off -s -S"));
     }
 
@@ -327,10 +271,7 @@ mod tests {
         let (sender, receiver) = mpsc::sync_channel(8);
         read_lines(&b"\x1bc\x1b[2J@kslab ktap x\r\n\n\xff\xfe\r\nlast"[..], &sender);
         drop(sender);
-        assert_eq!(
-            receiver.iter().collect::<Vec<_>>(),
-            ["@kslab ktap x", "", "\u{fffd}\u{fffd}", "last"]
-        );
+        assert_eq!(receiver.iter().collect::<Vec<_>>(), ["@kslab ktap x", "", "\u{fffd}\u{fffd}", "last"]);
     }
 
     #[test]
@@ -338,9 +279,6 @@ mod tests {
         let (sender, receiver) = mpsc::sync_channel(8);
         read_lines(&vec![b'x'; LINE_BYTES as usize + 1][..], &sender);
         drop(sender);
-        assert_eq!(
-            receiver.iter().map(|line| line.len()).collect::<Vec<_>>(),
-            [LINE_BYTES as usize, 1]
-        );
+        assert_eq!(receiver.iter().map(|line| line.len()).collect::<Vec<_>>(), [LINE_BYTES as usize, 1]);
     }
 }

@@ -145,22 +145,13 @@ impl<'a> Report<'a> {
             Some(open) => vec![self.settle(open, fault)],
             None => {
                 let reason = fault.unwrap_or_else(|| "the kernel ended before the first test".into());
-                let failure = Failure {
-                    reason,
-                    console: self.console.into(),
-                };
-                let failed = |test: &GuestTest| Verdict {
-                    test: test.name.clone(),
-                    ticks: None,
-                    failure: Some(failure.clone()),
-                };
+                let failure = Failure { reason, console: self.console.into() };
+                let failed =
+                    |test: &GuestTest| Verdict { test: test.name.clone(), ticks: None, failure: Some(failure.clone()) };
                 self.tests.iter().map(failed).collect()
             }
         };
-        Ended {
-            verdicts,
-            tables: self.tables,
-        }
+        Ended { verdicts, tables: self.tables }
     }
 
     fn keep(&mut self, line: &str) {
@@ -176,20 +167,11 @@ impl<'a> Report<'a> {
     }
 
     fn start(&mut self, name: &str) -> Option<Verdict> {
-        let Some(test) = self
-            .tests
-            .get(self.started)
-            .filter(|test| test.name == name && self.damage.is_none())
-        else {
+        let Some(test) = self.tests.get(self.started).filter(|test| test.name == name && self.damage.is_none()) else {
             self.damaged(format!("`{name}` started out of turn"));
             return None;
         };
-        let open = Open {
-            test: test.clone(),
-            ticks: None,
-            passed: None,
-            notes: Vec::new(),
-        };
+        let open = Open { test: test.clone(), ticks: None, passed: None, notes: Vec::new() };
         let before = self.open.replace(open).map(|before| self.settle(before, None));
         self.started += 1;
         self.console.clear();
@@ -227,10 +209,7 @@ impl<'a> Report<'a> {
 
     fn note(&mut self, note: &str) {
         let Some(open) = &mut self.open else { return };
-        let Some(note) = note
-            .strip_prefix(&open.test.name)
-            .and_then(|note| note.strip_prefix(": "))
-        else {
+        let Some(note) = note.strip_prefix(&open.test.name).and_then(|note| note.strip_prefix(": ")) else {
             return;
         };
         match note.strip_suffix(" ticks").and_then(|ticks| ticks.parse().ok()) {
@@ -250,15 +229,8 @@ impl<'a> Report<'a> {
 
     fn settle(&self, open: Open, fault: Option<String>) -> Verdict {
         let reason = reason(&open, self.stop.as_deref(), fault);
-        let failure = reason.map(|reason| Failure {
-            reason,
-            console: self.console.iter().cloned().collect(),
-        });
-        Verdict {
-            test: open.test.name,
-            ticks: open.ticks,
-            failure,
-        }
+        let failure = reason.map(|reason| Failure { reason, console: self.console.iter().cloned().collect() });
+        Verdict { test: open.test.name, ticks: open.ticks, failure }
     }
 
     /// What is wrong with the boot as a whole.
@@ -334,9 +306,7 @@ fn parse_totals(text: &str) -> Option<(usize, usize)> {
 
 /// The frame in `line`: from its start, or after text whose line was left open.
 pub fn frame_in(line: &str) -> Option<&str> {
-    line.match_indices(PREFIX)
-        .map(|(at, _)| &line[at..])
-        .find(|rest| parse_frame(rest).is_some())
+    line.match_indices(PREFIX).map(|(at, _)| &line[at..]).find(|rest| parse_frame(rest).is_some())
 }
 
 /// Whether `headline` is what a test expects, both escaped.

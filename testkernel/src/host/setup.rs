@@ -39,11 +39,7 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     }
     install(&missing)?;
     let still = self::missing(&missing);
-    ensure!(
-        still.is_empty(),
-        "{}, or see that PATH leads to it",
-        installers().advice(&still)
-    );
+    ensure!(still.is_empty(), "{}, or see that PATH leads to it", installers().advice(&still));
     Ok(())
 }
 
@@ -88,26 +84,15 @@ fn is_there(need: Need) -> bool {
 fn has_image_tools() -> Option<bool> {
     let sources = rustc(&["--print", "sysroot"])?.join("lib/rustlib/src/rust/library");
     let tools = rustc(&["--print", "target-libdir"])?.parent()?.join("bin");
-    Some(
-        sources.is_dir()
-            && ["llvm-objcopy", "llvm-objcopy.exe"]
-                .iter()
-                .any(|tool| tools.join(tool).is_file()),
-    )
+    Some(sources.is_dir() && ["llvm-objcopy", "llvm-objcopy.exe"].iter().any(|tool| tools.join(tool).is_file()))
 }
 
 /// The path that the compiler in use prints.
 fn rustc(args: &[&str]) -> Option<PathBuf> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(rustc)
-        .args(args)
-        .current_dir(workspace().ok()?)
-        .stderr(Stdio::inherit())
-        .output()
-        .ok()?;
-    let path = String::from_utf8(output.stdout)
-        .ok()
-        .filter(|_| output.status.success())?;
+    let output =
+        Command::new(rustc).args(args).current_dir(workspace().ok()?).stderr(Stdio::inherit()).output().ok()?;
+    let path = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
     Some(path.trim_end().into())
 }
 
@@ -119,11 +104,7 @@ const FIRMWARE: [(&str, &str, &str); 9] = [
     ("/usr/share/edk2/x64", "OVMF_CODE.4m.fd", "OVMF_VARS.4m.fd"),
     ("/usr/share/edk2-ovmf/x64", "OVMF_CODE.fd", "OVMF_VARS.fd"),
     ("/opt/homebrew/share/qemu", "edk2-x86_64-code.fd", "edk2-i386-vars.fd"),
-    (
-        "/home/linuxbrew/.linuxbrew/share/qemu",
-        "edk2-x86_64-code.fd",
-        "edk2-i386-vars.fd",
-    ),
+    ("/home/linuxbrew/.linuxbrew/share/qemu", "edk2-x86_64-code.fd", "edk2-i386-vars.fd"),
     ("/usr/local/share/qemu", "edk2-x86_64-code.fd", "edk2-i386-vars.fd"),
     ("/usr/share/qemu", "edk2-x86_64-code.fd", "edk2-i386-vars.fd"),
 ];
@@ -131,14 +112,9 @@ const FIRMWARE: [(&str, &str, &str); 9] = [
 fn find_firmware() -> Option<Firmware> {
     let known = FIRMWARE.iter().map(|(directory, code, vars)| {
         let directory = Path::new(directory);
-        Firmware {
-            code: directory.join(code),
-            vars: directory.join(vars),
-        }
+        Firmware { code: directory.join(code), vars: directory.join(vars) }
     });
-    known
-        .into_iter()
-        .find(|firmware| firmware.code.is_file() && firmware.vars.is_file())
+    known.into_iter().find(|firmware| firmware.code.is_file() && firmware.vars.is_file())
 }
 
 fn installers() -> Installers {
@@ -151,18 +127,11 @@ fn installers() -> Installers {
         _ if is_terminal() => Root::Sudo,
         _ => Root::SudoUnasked,
     };
-    Installers {
-        rustup: has("rustup"),
-        packages,
-        root,
-    }
+    Installers { rustup: has("rustup"), packages, root }
 }
 
 fn is_root() -> bool {
-    Command::new("id")
-        .arg("-u")
-        .output()
-        .is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+    Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0")
 }
 
 fn is_terminal() -> bool {
@@ -172,17 +141,11 @@ fn is_terminal() -> bool {
 fn install(missing: &[Need]) -> Result<()> {
     let installers = installers();
     if env::var_os("KSLAB_NO_INSTALL").is_some_and(|value| value == "1") {
-        bail!(
-            "{} (KSLAB_NO_INSTALL=1 forbids to do it from here)",
-            installers.advice(missing)
-        );
+        bail!("{} (KSLAB_NO_INSTALL=1 forbids to do it from here)", installers.advice(missing));
     }
     let commands = installers.plan(missing).map_err(anyhow::Error::msg)?;
     let names: Vec<_> = missing.iter().map(|need| need.name()).collect();
-    let lines: String = commands
-        .iter()
-        .map(|command| format!("    {}\n", command.join(" ")))
-        .collect();
+    let lines: String = commands.iter().map(|command| format!("    {}\n", command.join(" "))).collect();
     // Not by `eprint!`: in a test that would be kept back, and the question must be seen.
     write!(io::stderr(), "Missing: {}. To be run:\n{lines}", names.join(" and "))?;
     if is_terminal() && !agreed()? {
@@ -202,15 +165,8 @@ fn execute(command: &[String]) -> Result<()> {
     let [program, args @ ..] = command else { return Ok(()) };
     let line = command.join(" ");
     // Standard output is the report's alone.
-    let status = Command::new(program)
-        .args(args)
-        .current_dir(workspace()?)
-        .stdout(io::stderr())
-        .status();
+    let status = Command::new(program).args(args).current_dir(workspace()?).stdout(io::stderr()).status();
     let status = status.with_context(|| format!("cannot run `{line}`"))?;
-    ensure!(
-        status.success(),
-        "`{line}` failed ({status}): install it by hand and start again"
-    );
+    ensure!(status.success(), "`{line}` failed ({status}): install it by hand and start again");
     Ok(())
 }

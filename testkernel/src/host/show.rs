@@ -52,23 +52,11 @@ impl<W: Write> Human<W> {
         let count = tests.len();
         let Machine { cpus, memory, .. } = machine;
         let icount = if machine.icount { ", counting instructions" } else { "" };
-        writeln!(
-            out,
-            "{} on q35, {}, {memory}, {boot}{icount}",
-            plural(count, "test"),
-            plural((*cpus).into(), "CPU")
-        )?;
+        writeln!(out, "{} on q35, {}, {memory}, {boot}{icount}", plural(count, "test"), plural((*cpus).into(), "CPU"))?;
         let width = tests.iter().map(|test| test.name.len()).max().unwrap_or(0);
         // By the clock no two runs are the same, and that is what counting is for.
         let since = (!machine.icount).then(Instant::now);
-        Ok(Self {
-            out,
-            width,
-            passed: 0,
-            failures: Vec::new(),
-            tables: Vec::new(),
-            since,
-        })
+        Ok(Self { out, width, passed: 0, failures: Vec::new(), tables: Vec::new(), since })
     }
 }
 
@@ -101,9 +89,7 @@ impl<W: Write> Show for Human<W> {
     }
 
     fn end(&mut self) -> io::Result<()> {
-        let Self {
-            out, failures, tables, ..
-        } = self;
+        let Self { out, failures, tables, .. } = self;
         for line in tables.iter() {
             writeln!(out, "{}{line}", if line.is_empty() { "" } else { "    " })?;
         }
@@ -114,12 +100,7 @@ impl<W: Write> Show for Human<W> {
             }
         }
         let colour = if failures.is_empty() { GOOD } else { BAD };
-        write!(
-            out,
-            "\n{colour}{} passed, {} failed{colour:#}",
-            self.passed,
-            failures.len()
-        )?;
+        write!(out, "\n{colour}{} passed, {} failed{colour:#}", self.passed, failures.len())?;
         match self.since {
             Some(since) => writeln!(out, " in {:.2} s", since.elapsed().as_secs_f32()),
             None => writeln!(out),
@@ -143,11 +124,7 @@ impl<W: Write> Ktap<W> {
     /// Begins a report on so many tests.
     pub fn new(mut out: W, tests: usize) -> io::Result<Self> {
         writeln!(out, "KTAP version 1\n1..{tests}")?;
-        Ok(Self {
-            out,
-            passed: 0,
-            failed: 0,
-        })
+        Ok(Self { out, passed: 0, failed: 0 })
     }
 }
 
@@ -160,11 +137,7 @@ impl<W: Write> Show for Ktap<W> {
         if let Some(failure) = &failure {
             writeln!(self.out, "# {test}: {}", one_line(&failure.reason))?;
         }
-        *(if failure.is_none() {
-            &mut self.passed
-        } else {
-            &mut self.failed
-        }) += 1;
+        *(if failure.is_none() { &mut self.passed } else { &mut self.failed }) += 1;
         let result = if failure.is_none() { "ok" } else { "not ok" };
         writeln!(self.out, "{result} {} {test}", self.passed + self.failed)?;
         self.out.flush()
@@ -172,10 +145,7 @@ impl<W: Write> Show for Ktap<W> {
 
     fn end(&mut self) -> io::Result<()> {
         let Self { out, passed, failed } = self;
-        writeln!(
-            out,
-            "# Totals: pass:{passed} fail:{failed} xfail:0 xpass:0 skip:0 error:0"
-        )
+        writeln!(out, "# Totals: pass:{passed} fail:{failed} xfail:0 xpass:0 skip:0 error:0")
     }
 
     fn failed(&self) -> usize {
@@ -191,9 +161,7 @@ fn plural(count: usize, word: &str) -> String {
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let (first, rest) = digits.split_at((digits.len() - 1) % 3 + 1);
-    rest.as_bytes().chunks(3).fold(first.to_owned(), |text, group| {
-        text + " " + &String::from_utf8_lossy(group)
-    })
+    rest.as_bytes().chunks(3).fold(first.to_owned(), |text, group| text + " " + &String::from_utf8_lossy(group))
 }
 
 fn one_line(text: &str) -> String {
@@ -211,23 +179,12 @@ mod tests {
     use crate::protocol::When;
 
     fn passed() -> Verdict {
-        Verdict {
-            test: "a::x".into(),
-            ticks: Some(1_234_567),
-            failure: None,
-        }
+        Verdict { test: "a::x".into(), ticks: Some(1_234_567), failure: None }
     }
 
     fn failed() -> Verdict {
-        let failure = Failure {
-            reason: "QEMU ended: a\nb".into(),
-            console: vec!["STOP".into()],
-        };
-        Verdict {
-            test: "b::long".into(),
-            ticks: None,
-            failure: Some(failure),
-        }
+        let failure = Failure { reason: "QEMU ended: a\nb".into(), console: vec!["STOP".into()] };
+        Verdict { test: "b::long".into(), ticks: None, failure: Some(failure) }
     }
 
     #[test]
@@ -245,16 +202,8 @@ mod tests {
 
     #[test]
     fn people_see_a_line_a_test_then_tables_and_failures() {
-        let named = |name: &str| GuestTest {
-            name: name.into(),
-            number: 0,
-            stops_with: None,
-            when: When::Always,
-        };
-        let machine = Machine {
-            icount: true,
-            ..Machine::pvh(Path::new("/kernel"))
-        };
+        let named = |name: &str| GuestTest { name: name.into(), number: 0, stops_with: None, when: When::Always };
+        let machine = Machine { icount: true, ..Machine::pvh(Path::new("/kernel")) };
         let mut out = Vec::new();
         let tests = [named("a::x"), named("b::long")];
         let mut show = Human::new(&mut out, &machine, BootPath::Pvh, &tests.each_ref()).unwrap();

@@ -30,11 +30,7 @@ pub enum Event {
 pub fn groups(tests: Vec<GuestTest>) -> Vec<Vec<GuestTest>> {
     let (returning, stopping): (Vec<_>, Vec<_>) = tests.into_iter().partition(|test| test.stops_with.is_none());
     let alone = stopping.into_iter().map(|test| vec![test]);
-    [returning]
-        .into_iter()
-        .filter(|group| !group.is_empty())
-        .chain(alone)
-        .collect()
+    [returning].into_iter().filter(|group| !group.is_empty()).chain(alone).collect()
 }
 
 /// Runs every group and passes on what happens, in the order of the groups. Ends early where `on_event` fails.
@@ -150,27 +146,14 @@ mod tests {
     use crate::protocol::When;
 
     fn test(number: usize, stops_with: Option<&str>) -> GuestTest {
-        GuestTest {
-            name: format!("t{number}"),
-            number,
-            stops_with: stops_with.map(str::to_owned),
-            when: When::Always,
-        }
+        GuestTest { name: format!("t{number}"), number, stops_with: stops_with.map(str::to_owned), when: When::Always }
     }
 
     #[test]
     fn a_test_that_stops_the_kernel_has_a_boot_of_its_own() {
-        let tests = vec![
-            test(0, Some("panic: x")),
-            test(1, None),
-            test(2, Some("panic: y")),
-            test(3, None),
-        ];
+        let tests = vec![test(0, Some("panic: x")), test(1, None), test(2, Some("panic: y")), test(3, None)];
         let numbers = |group: &Vec<GuestTest>| group.iter().map(|test| test.number).collect::<Vec<_>>();
-        assert_eq!(
-            groups(tests.clone()).iter().map(numbers).collect::<Vec<_>>(),
-            [vec![1, 3], vec![0], vec![2]]
-        );
+        assert_eq!(groups(tests.clone()).iter().map(numbers).collect::<Vec<_>>(), [vec![1, 3], vec![0], vec![2]]);
         assert_eq!(groups(tests[..1].to_vec()).len(), 1);
         assert!(groups(Vec::new()).is_empty());
     }

@@ -20,10 +20,8 @@ fn walk(table: PhysFrame, level: PageTableLevel, first: u64, wanted: &[Range<u64
     let entries: *const PageTable = memory::physical(table.start_address().as_u64()).cast();
     // SAFETY: a table in force, mapped as all physical memory is; nothing changes it now.
     let entries = unsafe { &*entries };
-    for (index, entry) in entries
-        .iter()
-        .enumerate()
-        .filter(|(_, entry)| entry.flags().contains(PageTableFlags::PRESENT))
+    for (index, entry) in
+        entries.iter().enumerate().filter(|(_, entry)| entry.flags().contains(PageTableFlags::PRESENT))
     {
         let size = level.entry_address_space_alignment();
         // Sign-extended from 48 bits.
@@ -31,13 +29,7 @@ fn walk(table: PhysFrame, level: PageTableLevel, first: u64, wanted: &[Range<u64
         match level.next_lower_level() {
             None if wanted.iter().any(|range| range.contains(&(address as u64))) => visit(entry.addr().as_u64()),
             Some(lower) if !entry.flags().contains(PageTableFlags::HUGE_PAGE) => {
-                walk(
-                    PhysFrame::containing_address(entry.addr()),
-                    lower,
-                    address as u64,
-                    wanted,
-                    visit,
-                );
+                walk(PhysFrame::containing_address(entry.addr()), lower, address as u64, wanted, visit);
             }
             _ => {}
         }
@@ -63,9 +55,6 @@ fn what_is_in_use_is_never_handed_out() {
         handed_out = handed_out.or(blocks.iter().find(|block| inside(block)).map(|_| address));
     });
     give_back(blocks);
-    assert_eq!(
-        handed_out, None,
-        "the frame at this address holds a page table, the image or the boot information"
-    );
+    assert_eq!(handed_out, None, "the frame at this address holds a page table, the image or the boot information");
     assert!(visited > 50, "only {visited} frames of tables and image were found");
 }

@@ -25,10 +25,7 @@ fn hangs() {
 
 test!(triple_faults, broken);
 fn triple_faults() {
-    let empty = DescriptorTablePointer {
-        limit: 0,
-        base: VirtAddr::zero(),
-    };
+    let empty = DescriptorTablePointer { limit: 0, base: VirtAddr::zero() };
     // SAFETY: the machine is meant to be reset: with no vector at all the breakpoint faults, and so do the next two.
     unsafe {
         lidt(&empty);

@@ -16,12 +16,7 @@ test!(boxes_keep_their_values);
 fn boxes_keep_their_values() {
     unchanged(|| {
         let boxes: Vec<_> = (0..10_000_u64).map(|value| Box::new(value * value)).collect();
-        assert!(
-            boxes
-                .iter()
-                .zip(0..)
-                .all(|(found, value): (_, u64)| **found == value * value)
-        );
+        assert!(boxes.iter().zip(0..).all(|(found, value): (_, u64)| **found == value * value));
     });
 }
 
@@ -123,11 +118,7 @@ fn strings_are_built_and_joined() {
         let words: Vec<String> = (0..1000).map(|number| format!("{number:04}")).collect();
         let text = words.join(" ");
         assert_eq!(text.len(), 4999);
-        assert!(
-            text.split(' ')
-                .zip(0..)
-                .all(|(word, number)| word.parse() == Ok(number))
-        );
+        assert!(text.split(' ').zip(0..).all(|(word, number)| word.parse() == Ok(number)));
     });
 }
 
@@ -151,9 +142,7 @@ fn a_binary_heap_sorts() {
     unchanged(|| {
         let mut random = fastrand::Rng::with_seed(5);
         let mut heap: BinaryHeap<_> = (0..5000).map(|_| Reverse(Box::new(random.u32(..)))).collect();
-        let sorted: Vec<_> = core::iter::from_fn(|| heap.pop())
-            .map(|Reverse(value)| *value)
-            .collect();
+        let sorted: Vec<_> = core::iter::from_fn(|| heap.pop()).map(|Reverse(value)| *value).collect();
         assert_eq!(sorted.len(), 5000);
         assert!(sorted.is_sorted());
     });
@@ -165,10 +154,7 @@ fn nested_collections_are_freed_whole() {
         let mut directory: BTreeMap<String, Vec<Box<[u8]>>> = BTreeMap::new();
         for file in 0..500_usize {
             let block = alloc::vec![file as u8; file * 3].into_boxed_slice();
-            directory
-                .entry(format!("folder {}", file % 17))
-                .or_default()
-                .push(block);
+            directory.entry(format!("folder {}", file % 17)).or_default().push(block);
         }
         assert_eq!(directory.len(), 17);
         let bytes: usize = directory.values().flatten().map(|block| block.len()).sum();

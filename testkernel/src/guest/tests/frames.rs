@@ -36,15 +36,10 @@ fn single_frames_freed_in_any_order_merge_to_what_they_were() {
 
 test!(blocks_of_every_order_are_aligned_to_their_size);
 fn blocks_of_every_order_are_aligned_to_their_size() {
-    let largest = (0..=18)
-        .rev()
-        .find(|&size| frames().stats().free_blocks[size as usize] > 0)
-        .expect("free memory");
+    let largest = (0..=18).rev().find(|&size| frames().stats().free_blocks[size as usize] > 0).expect("free memory");
     assert!(largest >= 9, "a machine of 32 MiB has a block of 2 MiB");
     for size in 0..=largest {
-        let block = frames()
-            .allocate(order(size))
-            .expect("a block of every order up to the largest");
+        let block = frames().allocate(order(size)).expect("a block of every order up to the largest");
         assert_eq!(block.address() % order(size).bytes() as u64, 0, "order {size}");
         free(block, order(size));
     }
@@ -138,10 +133,7 @@ fn free_blocks_do_not_cover_a_hole_of_the_map() {
     let legacy_hole = 0xa_0000 / PAGE as u32..0x10_0000 / PAGE as u32;
     for &(block, size) in &again {
         let end = block.number() + size.frames();
-        assert!(
-            end <= legacy_hole.start || block.number() >= legacy_hole.end,
-            "{block:?} of order {size}"
-        );
+        assert!(end <= legacy_hole.start || block.number() >= legacy_hole.end, "{block:?} of order {size}");
     }
     give_back(again);
 }

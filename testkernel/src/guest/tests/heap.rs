@@ -70,9 +70,7 @@ fn zeroed_memory_is_zero_where_it_was_used_before() {
 test!(an_empty_layout_is_served_and_freed);
 fn an_empty_layout_is_served_and_freed() {
     unchanged(|| {
-        let blocks: Vec<_> = (0..100)
-            .map(|_| Block::new(layout(0, 16), 0).expect("memory"))
-            .collect();
+        let blocks: Vec<_> = (0..100).map(|_| Block::new(layout(0, 16), 0).expect("memory")).collect();
         assert!(blocks.windows(2).all(|pair| pair[0].start != pair[1].start));
     });
 }
@@ -82,9 +80,7 @@ fn a_slab_goes_back_when_its_last_object_is_freed() {
     unchanged(|| {
         let before = cache(768);
         let per_slab = before.objects_per_slab;
-        let mut blocks: Vec<_> = (0..4 * per_slab)
-            .map(|_| Block::new(layout(768, 8), 1).expect("memory"))
-            .collect();
+        let mut blocks: Vec<_> = (0..4 * per_slab).map(|_| Block::new(layout(768, 8), 1).expect("memory")).collect();
         assert!(cache(768).slabs >= before.slabs + 3);
         blocks.truncate(1);
         assert!(cache(768).slabs <= before.slabs + 1);
@@ -96,9 +92,7 @@ fn a_slab_goes_back_when_its_last_object_is_freed() {
 test!(freed_slots_are_used_before_new_slabs);
 fn freed_slots_are_used_before_new_slabs() {
     unchanged(|| {
-        let mut blocks: Vec<_> = (0..500)
-            .map(|_| Block::new(layout(96, 8), 1).expect("memory"))
-            .collect();
+        let mut blocks: Vec<_> = (0..500).map(|_| Block::new(layout(96, 8), 1).expect("memory")).collect();
         let slabs = cache(96).slabs;
         for turn in 0..500 {
             let at = turn * 7 % blocks.len();
@@ -157,12 +151,7 @@ fn realloc_that_fails_leaves_the_block_alone() {
 test!(what_cannot_be_is_refused);
 fn what_cannot_be_is_refused() {
     unchanged(|| {
-        for size in [
-            isize::MAX as usize,
-            1 << 45,
-            (frames().stats().total + 1) * PAGE,
-            (1 << 30) + 1,
-        ] {
+        for size in [isize::MAX as usize, 1 << 45, (frames().stats().total + 1) * PAGE, (1 << 30) + 1] {
             assert_eq!(HEAP.allocate(layout(size, 1)), None, "{size} bytes");
         }
         assert_eq!(HEAP.allocate(layout(8, 1 << 31)), None);
@@ -180,10 +169,7 @@ fn objects_are_refused_without_frames_and_served_again_after_a_free() {
             // SAFETY: a block for just this type.
             objects.push(unsafe { Box::from_raw(block.as_ptr().cast()) });
         }
-        assert!(
-            objects.len() < before.objects_per_slab,
-            "only the free slots of a slab were left"
-        );
+        assert!(objects.len() < before.objects_per_slab, "only the free slots of a slab were left");
         assert_eq!(cache(1024).failures, before.failures + 1);
         give_back(all);
         assert!(
@@ -274,10 +260,7 @@ fn a_double_free_is_refused() {
     free(object, 64);
 }
 
-test!(
-    a_free_inside_an_object_is_refused,
-    stops_with = "panic: kslab: bad free of 0x*: not the start of an allocation"
-);
+test!(a_free_inside_an_object_is_refused, stops_with = "panic: kslab: bad free of 0x*: not the start of an allocation");
 fn a_free_inside_an_object_is_refused() {
     free(object().wrapping_add(8), 64);
 }
@@ -307,10 +290,7 @@ fn a_free_with_another_size_is_refused() {
     free(object(), 128);
 }
 
-test!(
-    an_allocation_that_cannot_be_is_named,
-    stops_with = "panic: memory allocation of 1099511627776 bytes failed"
-);
+test!(an_allocation_that_cannot_be_is_named, stops_with = "panic: memory allocation of 1099511627776 bytes failed");
 fn an_allocation_that_cannot_be_is_named() {
     core::hint::black_box(alloc::vec![0_u8; 1 << 40]);
 }

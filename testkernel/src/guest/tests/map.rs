@@ -16,26 +16,18 @@ fn regions() -> &'static [MemoryRegion] {
 }
 
 fn end_of_memory() -> u64 {
-    let usable = regions()
-        .iter()
-        .filter(|region| region.kind == MemoryRegionKind::Usable);
+    let usable = regions().iter().filter(|region| region.kind == MemoryRegionKind::Usable);
     usable.map(|region| region.end).max().expect("usable memory")
 }
 
 /// For each frame whether it may be handed out, found the plain way.
 fn model() -> Vec<bool> {
     let mut usable = vec![false; end_of_memory() as usize / PAGE];
-    for region in regions()
-        .iter()
-        .filter(|region| region.kind == MemoryRegionKind::Usable)
-    {
+    for region in regions().iter().filter(|region| region.kind == MemoryRegionKind::Usable) {
         let (first, end) = ((region.start as usize).div_ceil(PAGE), region.end as usize / PAGE);
         usable[first.min(end)..end].fill(true);
     }
-    for region in regions()
-        .iter()
-        .filter(|region| region.kind != MemoryRegionKind::Usable)
-    {
+    for region in regions().iter().filter(|region| region.kind != MemoryRegionKind::Usable) {
         let (first, end) = (region.start as usize / PAGE, (region.end as usize).div_ceil(PAGE));
         let length = usable.len();
         usable[first.min(length)..end.min(length)].fill(false);
@@ -57,9 +49,7 @@ fn only_usable_frames_are_handed_out() {
     for &(frame, order) in &blocks {
         let first = frame.number() as usize;
         assert!(
-            model[first..first + order.frames() as usize]
-                .iter()
-                .all(|&usable| usable),
+            model[first..first + order.frames() as usize].iter().all(|&usable| usable),
             "{frame:?} of order {order}"
         );
     }
@@ -77,17 +67,11 @@ test!(the_last_megabytes_of_memory_are_used);
 fn the_last_megabytes_of_memory_are_used() {
     let end = model().len() as u64 * PAGE as u64;
     let blocks = take_all();
-    let last = blocks
-        .iter()
-        .map(|(frame, order)| frame.address() + order.bytes() as u64)
-        .max();
+    let last = blocks.iter().map(|(frame, order)| frame.address() + order.bytes() as u64).max();
     let records = (frames().stats().metadata * PAGE) as u64;
     give_back(blocks);
     let gap = end - last.expect("free memory");
-    assert!(
-        gap <= records + (4 << 20),
-        "{gap:#x} bytes at the end are not used, the records have {records:#x}"
-    );
+    assert!(gap <= records + (4 << 20), "{gap:#x} bytes at the end are not used, the records have {records:#x}");
 }
 
 test!(at_least_99_percent_of_usable_memory_can_be_allocated);
@@ -101,10 +85,7 @@ fn at_least_99_percent_of_usable_memory_can_be_allocated() {
 
 test!(frames_are_mapped_where_the_boot_information_says);
 fn frames_are_mapped_where_the_boot_information_says() {
-    let offset = boot_info()
-        .physical_memory_offset
-        .into_option()
-        .expect("a mapping of physical memory");
+    let offset = boot_info().physical_memory_offset.into_option().expect("a mapping of physical memory");
     let frame = frames().allocate(order(0)).expect("a frame");
     let pointer = frames().pointer(frame);
     assert_eq!(pointer.addr() as u64, offset + frame.address());
@@ -118,12 +99,7 @@ fn the_kernel_survives_when_all_memory_is_written() {
     const FRAMES: usize = (512 << 20) / PAGE;
 
     let blocks = take_all();
-    let all = || {
-        blocks
-            .iter()
-            .flat_map(|(frame, order)| frame.number()..frame.number() + order.frames())
-            .take(FRAMES)
-    };
+    let all = || blocks.iter().flat_map(|(frame, order)| frame.number()..frame.number() + order.frames()).take(FRAMES);
     let word = |number: u32| -> *mut u64 {
         let frame = Frame::containing(u64::from(number) * PAGE as u64).expect("a frame");
         frames().pointer(frame).wrapping_add(PAGE - 8).cast()
@@ -134,11 +110,7 @@ fn the_kernel_survives_when_all_memory_is_written() {
     }
     for number in all() {
         // SAFETY: as above, and written.
-        assert_eq!(
-            unsafe { word(number).read() },
-            !u64::from(number),
-            "two frames share memory"
-        );
+        assert_eq!(unsafe { word(number).read() }, !u64::from(number), "two frames share memory");
     }
     give_back(blocks);
 }

@@ -21,18 +21,12 @@ pub(super) fn unchanged<T>(body: impl FnOnce() -> T) {
     let in_use = || HEAP.cache_stats().map(|cache| cache.in_use).sum::<usize>();
     let before = (frames().stats(), in_use());
     drop(body());
-    assert_eq!(
-        (frames().stats(), in_use()),
-        before,
-        "memory is missing, or free blocks have not merged"
-    );
+    assert_eq!((frames().stats(), in_use()), before, "memory is missing, or free blocks have not merged");
 }
 
 /// The counts of the cache of `size`-byte objects.
 pub(super) fn cache(size: usize) -> CacheStats {
-    HEAP.cache_stats()
-        .find(|cache| cache.object_size == size)
-        .expect("a size class")
+    HEAP.cache_stats().find(|cache| cache.object_size == size).expect("a size class")
 }
 
 /// The order of that number.
@@ -85,10 +79,7 @@ impl Block {
     /// Allocates a block and fills it with `fill`.
     pub(super) fn new(layout: Layout, fill: u8) -> Option<Self> {
         let start = HEAP.allocate(layout)?;
-        assert!(
-            start.addr().get().is_multiple_of(layout.align()),
-            "{start:p} is not aligned as {layout:?}"
-        );
+        assert!(start.addr().get().is_multiple_of(layout.align()), "{start:p} is not aligned as {layout:?}");
         // SAFETY: the block is that large, and just allocated.
         unsafe { start.as_ptr().write_bytes(fill, layout.size()) };
         Some(Self { start, layout, fill })
@@ -114,10 +105,7 @@ impl Block {
         self.layout = layout(size, self.layout.align());
         // SAFETY: ours, and as long as `kept` written before it was moved.
         let old = unsafe { core::slice::from_raw_parts(start.as_ptr(), kept) };
-        assert!(
-            old.iter().all(|&byte| byte == self.fill),
-            "contents changed when resized to {size}"
-        );
+        assert!(old.iter().all(|&byte| byte == self.fill), "contents changed when resized to {size}");
         // SAFETY: the block is that large.
         unsafe { start.as_ptr().write_bytes(self.fill, size) };
         true

@@ -39,10 +39,7 @@ fn replace(kept: &mut [Vec<u8>; KEPT], turn: usize, owner: u8) {
     let old = &mut kept[turn % KEPT];
     if let Some(last) = turn.checked_sub(KEPT) {
         assert_eq!(old.len(), size(last), "the block of turn {last} is gone");
-        assert!(
-            old.iter().all(|&byte| byte == fill(last, owner)),
-            "the block of turn {last} was written to"
-        );
+        assert!(old.iter().all(|&byte| byte == fill(last, owner)), "the block of turn {last} was written to");
     }
     *old = block(turn, owner);
 }
@@ -72,11 +69,7 @@ fn an_interrupt_allocates_while_the_main_line_allocates() {
     let in_use = || HEAP.cache_stats().map(|cache| cache.in_use).sum::<usize>();
     let (in_use_before, free_before) = (in_use(), HEAP.frames().free_bytes());
     timer::start(PERIOD, || {
-        replace(
-            &mut KEPT_BY_INTERRUPT.lock(),
-            TURNS.fetch_add(1, Ordering::Relaxed),
-            0xaa,
-        );
+        replace(&mut KEPT_BY_INTERRUPT.lock(), TURNS.fetch_add(1, Ordering::Relaxed), 0xaa);
     });
     let mut kept = [const { Vec::new() }; KEPT];
     for turn in 0.. {
@@ -88,11 +81,7 @@ fn an_interrupt_allocates_while_the_main_line_allocates() {
     timer::stop();
     drop(kept);
     KEPT_BY_INTERRUPT.lock().fill_with(Vec::new);
-    assert_eq!(
-        (in_use(), HEAP.frames().free_bytes()),
-        (in_use_before, free_before),
-        "not all came back"
-    );
+    assert_eq!((in_use(), HEAP.frames().free_bytes()), (in_use_before, free_before), "not all came back");
 }
 
 test!(the_heap_leaves_interrupts_as_they_were);

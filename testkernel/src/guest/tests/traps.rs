@@ -40,59 +40,38 @@ fn push_on(stack: u64) {
     unsafe { asm!("mov rsp, {}", "push rax", "ud2", in(reg) stack, options(noreturn)) };
 }
 
-test!(
-    a_read_from_nowhere_is_named,
-    stops_with = "page fault: read from 0xffffb00000000123, not mapped"
-);
+test!(a_read_from_nowhere_is_named, stops_with = "page fault: read from 0xffffb00000000123, not mapped");
 fn a_read_from_nowhere_is_named() {
     read(NOWHERE + 0x123);
 }
 
-test!(
-    a_write_to_nowhere_is_named,
-    stops_with = "page fault: write to 0xffffb00000000fff, not mapped"
-);
+test!(a_write_to_nowhere_is_named, stops_with = "page fault: write to 0xffffb00000000fff, not mapped");
 fn a_write_to_nowhere_is_named() {
     write(NOWHERE + 0xfff);
 }
 
-test!(
-    execution_of_nowhere_is_named,
-    stops_with = "page fault: execution at 0xffffb00000000000, not mapped"
-);
+test!(execution_of_nowhere_is_named, stops_with = "page fault: execution at 0xffffb00000000000, not mapped");
 fn execution_of_nowhere_is_named() {
     execute(NOWHERE);
 }
 
-test!(
-    the_null_pointer_is_not_mapped,
-    stops_with = "page fault: read from 0x0, not mapped"
-);
+test!(the_null_pointer_is_not_mapped, stops_with = "page fault: read from 0x0, not mapped");
 fn the_null_pointer_is_not_mapped() {
     read(0);
 }
 
-test!(
-    code_is_read_only,
-    stops_with = "page fault: write to kernel text, protected"
-);
+test!(code_is_read_only, stops_with = "page fault: write to kernel text, protected");
 fn code_is_read_only() {
     write(code_is_read_only as *const () as u64);
 }
 
-test!(
-    constants_are_read_only,
-    stops_with = "page fault: write to kernel rodata, protected"
-);
+test!(constants_are_read_only, stops_with = "page fault: write to kernel rodata, protected");
 fn constants_are_read_only() {
     static CONSTANT: u8 = 0;
     write((&raw const CONSTANT).addr() as u64);
 }
 
-test!(
-    data_is_not_executable,
-    stops_with = "page fault: execution at kernel data, protected"
-);
+test!(data_is_not_executable, stops_with = "page fault: execution at kernel data, protected");
 fn data_is_not_executable() {
     static DATA: AtomicU64 = AtomicU64::new(0);
     execute(DATA.as_ptr().addr() as u64);
@@ -109,27 +88,17 @@ fn the_map_of_physical_memory_is_not_executable() {
 test!(a_stack_overflow_is_named, stops_with = "stack overflow: boot stack");
 fn a_stack_overflow_is_named() {
     fn descend(depth: u64) -> u64 {
-        if black_box(depth) == u64::MAX {
-            0
-        } else {
-            descend(depth + 1) + black_box(1)
-        }
+        if black_box(depth) == u64::MAX { 0 } else { descend(depth + 1) + black_box(1) }
     }
     descend(0);
 }
 
-test!(
-    a_frame_larger_than_the_stack_does_not_pass_the_guard,
-    stops_with = "stack overflow: boot stack"
-);
+test!(a_frame_larger_than_the_stack_does_not_pass_the_guard, stops_with = "stack overflow: boot stack");
 fn a_frame_larger_than_the_stack_does_not_pass_the_guard() {
     black_box([1_u8; 256 * 1024]);
 }
 
-test!(
-    a_fault_on_a_broken_stack_is_reported,
-    stops_with = "page fault: write to 0xffffb00000000ff8, not mapped"
-);
+test!(a_fault_on_a_broken_stack_is_reported, stops_with = "page fault: write to 0xffffb00000000ff8, not mapped");
 fn a_fault_on_a_broken_stack_is_reported() {
     push_on(NOWHERE + 0x1000);
 }
@@ -146,10 +115,7 @@ fn a_vector_without_an_entry_is_a_double_fault() {
     let mut table = [0_u128; 32];
     // SAFETY: the kernel's table has an entry of 16 bytes for each vector.
     table[DOUBLE_FAULT] = unsafe { sidt().base.as_ptr::<u128>().add(DOUBLE_FAULT).read() };
-    let pointer = DescriptorTablePointer {
-        limit: size_of_val(&table) as u16 - 1,
-        base: VirtAddr::from_ptr(&table),
-    };
+    let pointer = DescriptorTablePointer { limit: size_of_val(&table) as u16 - 1, base: VirtAddr::from_ptr(&table) };
     // SAFETY: the invalid opcode finds no entry, the fault about that none either; then comes the copied one.
     unsafe {
         lidt(&pointer);
@@ -174,10 +140,7 @@ fn a_breakpoint_is_named() {
     x86_64::instructions::interrupts::int3();
 }
 
-test!(
-    a_general_protection_fault_is_named,
-    stops_with = "general protection fault"
-);
+test!(a_general_protection_fault_is_named, stops_with = "general protection fault");
 fn a_general_protection_fault_is_named() {
     read(1 << 60);
 }
@@ -188,10 +151,7 @@ fn a_non_maskable_interrupt_is_named() {
     unsafe { asm!("int 2") };
 }
 
-test!(
-    an_interrupt_that_nobody_expects_is_named,
-    stops_with = "unexpected interrupt 77"
-);
+test!(an_interrupt_that_nobody_expects_is_named, stops_with = "unexpected interrupt 77");
 fn an_interrupt_that_nobody_expects_is_named() {
     // SAFETY: the kernel has an entry for every vector.
     unsafe { asm!("int 77") };
@@ -223,16 +183,9 @@ fn an_interrupt_keeps_every_register() {
             inout("r9") r9, inout("r10") r10, inout("r11") r11, inout("r12") r12, inout("r13") r13, inout("r14") r14,
             inout("r15") r15)
     };
-    assert_eq!(
-        SEEN.load(Ordering::Relaxed),
-        (1 << 13) - 1,
-        "the handler saw other values"
-    );
+    assert_eq!(SEEN.load(Ordering::Relaxed), (1 << 13) - 1, "the handler saw other values");
     let after = [a, c, d, si, di, r8, r9, r10, r11, r12, r13, r14, r15];
-    assert!(
-        (0..).zip(after).all(|(bit, value)| value == 1 << bit),
-        "changed: {after:?}"
-    );
+    assert!((0..).zip(after).all(|(bit, value)| value == 1 << bit), "changed: {after:?}");
 }
 
 test!(a_panic_gives_its_message, stops_with = "panic: six times seven is 42");
@@ -240,45 +193,30 @@ fn a_panic_gives_its_message() {
     panic!("six times seven is {}", black_box(6) * 7);
 }
 
-test!(
-    a_message_of_several_lines_is_one_headline,
-    stops_with = "panic: one\ntwo\t\u{1b}[31mred"
-);
+test!(a_message_of_several_lines_is_one_headline, stops_with = "panic: one\ntwo\t\u{1b}[31mred");
 fn a_message_of_several_lines_is_one_headline() {
     panic!("one\ntwo\t\u{1b}[31mred");
 }
 
-test!(
-    a_panic_in_an_interrupt_is_reported,
-    stops_with = "panic: in an interrupt"
-);
+test!(a_panic_in_an_interrupt_is_reported, stops_with = "panic: in an interrupt");
 fn a_panic_in_an_interrupt_is_reported() {
     traps::set_interrupt_handler(0x51, |_| panic!("in an interrupt"));
     // SAFETY: the kernel has an entry for every vector.
     unsafe { asm!("int 0x51") };
 }
 
-test!(
-    a_panic_with_the_serial_port_locked_is_reported,
-    stops_with = "panic: with the port locked"
-);
+test!(a_panic_with_the_serial_port_locked_is_reported, stops_with = "panic: with the port locked");
 fn a_panic_with_the_serial_port_locked_is_reported() {
     let _port = serial::lock();
     panic!("with the port locked");
 }
 
-test!(
-    a_panic_in_the_middle_of_a_line_is_reported,
-    stops_with = "panic: while printing"
-);
+test!(a_panic_in_the_middle_of_a_line_is_reported, stops_with = "panic: while printing");
 fn a_panic_in_the_middle_of_a_line_is_reported() {
     print!("half a line {}", PanicsWhenPrinted("while printing"));
 }
 
-test!(
-    a_report_during_a_report_ends_the_run,
-    stops_with = "report during a report"
-);
+test!(a_report_during_a_report_ends_the_run, stops_with = "report during a report");
 fn a_report_during_a_report_ends_the_run() {
     panic!("{}", PanicsWhenPrinted("while reporting"));
 }
