@@ -1,7 +1,7 @@
 //! The program that builds the kernel, boots it in QEMU and reads its report.
 //!
 //! [`setup`] finds and installs what the machine lacks, [`kernel_build`] builds, [`elf`] lists the tests, [`suite`]
-//! plans the boots, [`qemu`] is the machine, [`report`] judges what a boot says, [`show`] prints.
+//! plans the boots, [`mod@qemu`] is the machine, [`report`] judges what a boot says, [`show`] prints.
 
 use std::{
     env,

@@ -90,6 +90,9 @@ impl<W: Write> Show for Human<W> {
 
     fn end(&mut self) -> io::Result<()> {
         let Self { out, failures, tables, .. } = self;
+        if !tables.is_empty() {
+            writeln!(out)?;
+        }
         for line in tables.iter() {
             writeln!(out, "{}{line}", if line.is_empty() { "" } else { "    " })?;
         }
@@ -214,7 +217,7 @@ mod tests {
         assert_eq!(show.failed(), 1);
         let shown = anstream::adapter::strip_str(&String::from_utf8(out).unwrap()).to_string();
         let expected = "2 tests on q35, 1 CPU, 256M, PVH, counting instructions\n\
-            ok   a::x          1 234 567 ticks\nFAIL b::long QEMU ended: a\nb\n    order  free\n\
+            ok   a::x          1 234 567 ticks\nFAIL b::long QEMU ended: a\nb\n\n    order  free\n\
             \nb::long: QEMU ended: a\nb\n  | STOP\n\n1 passed, 1 failed\n";
         assert_eq!(shown, expected);
     }
