@@ -19,12 +19,12 @@ mod tests;
 use core::fmt;
 
 use crate::fault::Fault;
-use crate::frames::{Frames, Owner};
+use crate::frames::{Frame, Frames, Owner};
 use crate::lock::IrqLock;
 use crate::platform::Platform;
 use crate::stats::CacheStats;
 pub(crate) use geometry::Geometry;
-use slab::{Slab, SlabFrame};
+use slab::Slab;
 
 /// A cache of objects of one size.
 pub(crate) struct Cache<P> {
@@ -35,7 +35,7 @@ pub(crate) struct Cache<P> {
 }
 
 struct State {
-    partial: Option<SlabFrame>,
+    partial: Option<Frame>,
     slabs: usize,
     in_use: usize,
     allocations: u64,
@@ -86,14 +86,14 @@ impl<P: Platform> Cache<P> {
     }
 
     /// A new slab, the only one in the list.
-    fn grow(&self, state: &mut State, frames: &Frames<P>) -> Option<SlabFrame> {
+    fn grow(&self, state: &mut State, frames: &Frames<P>) -> Option<Frame> {
         let frame = frames.allocate(self.geometry.order)?;
         // SAFETY: the block is just allocated and has the right order.
         unsafe { Slab::create(frames.pointer(frame), &self.geometry) };
         frames.make_slab(frame, self.geometry.order, self.index);
         state.slabs += 1;
-        state.partial = SlabFrame::new(frame);
-        state.partial
+        state.partial = Some(frame);
+        Some(frame)
     }
 
     /// Frees an object. What is not an allocated object of this cache is a fault, and nothing has changed.
@@ -117,7 +117,7 @@ impl<P: Platform> Cache<P> {
         if used == 0 {
             self.unlink(&mut state, frames, first);
             state.slabs -= 1;
-            frames.free_slab(first.frame(), self.geometry.order);
+            frames.free_slab(first, self.geometry.order);
         }
         Ok(())
     }
@@ -132,7 +132,7 @@ impl<P: Platform> Cache<P> {
     }
 
     /// The slab and slot of an object. The lock is held, so the record that says that the slab is this cache's stays true.
-    fn find(&self, frames: &Frames<P>, object: *const u8) -> Result<(SlabFrame, usize), Fault> {
+    fn find(&self, frames: &Frames<P>, object: *const u8) -> Result<(Frame, usize), Fault> {
         let frame = frames.frame_of(object).ok_or(Fault::BadAddress)?;
         let first = match frames.owner(frame) {
             Owner::Slab { first, cache } if cache == self.index => first,
@@ -140,7 +140,7 @@ impl<P: Platform> Cache<P> {
         };
         let offset = object.addr().wrapping_sub(frames.pointer(first).addr());
         let slot = self.geometry.slot_at(offset).ok_or(Fault::BadBase)?;
-        Ok((SlabFrame::new(first).ok_or(Fault::BadAddress)?, slot))
+        Ok((first, slot))
     }
 
     /// The slab at `first`.
@@ -148,13 +148,13 @@ impl<P: Platform> Cache<P> {
     /// # Safety
     ///
     /// It is a slab of this cache, the lock is held, and there is no other `Slab` for it meanwhile.
-    unsafe fn slab(&self, frames: &Frames<P>, first: SlabFrame) -> Slab<'_> {
+    unsafe fn slab(&self, frames: &Frames<P>, first: Frame) -> Slab<'_> {
         // SAFETY: passed on to the caller; every slab of a cache has its geometry.
-        unsafe { Slab::at(frames.pointer(first.frame()), &self.geometry) }
+        unsafe { Slab::at(frames.pointer(first), &self.geometry) }
     }
 
     /// Puts a slab first in the list.
-    fn link(&self, state: &mut State, frames: &Frames<P>, first: SlabFrame) {
+    fn link(&self, state: &mut State, frames: &Frames<P>, first: Frame) {
         let next = state.partial.replace(first);
         // SAFETY: a slab of this cache, whose state is locked.
         unsafe { self.slab(frames, first) }.header().next = next;
@@ -165,7 +165,7 @@ impl<P: Platform> Cache<P> {
     }
 
     /// Takes a slab out of the list.
-    fn unlink(&self, state: &mut State, frames: &Frames<P>, first: SlabFrame) {
+    fn unlink(&self, state: &mut State, frames: &Frames<P>, first: Frame) {
         // SAFETY: a slab of this cache, whose state is locked.
         let mut slab = unsafe { self.slab(frames, first) };
         let (next, previous) = (slab.header().next.take(), slab.header().previous.take());

@@ -13,25 +13,11 @@ use super::geometry::{Geometry, SLOTS_PER_WORD};
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Header {
-    /// Neighbours in the cache's list of partial slabs.
-    pub(crate) next: Option<SlabFrame>,
-    pub(crate) previous: Option<SlabFrame>,
+    /// Neighbours in the cache's list of partial slabs, by their first frames.
+    pub(crate) next: Option<Frame>,
+    pub(crate) previous: Option<Frame>,
     /// Slots that are allocated.
     pub(crate) used: u32,
-}
-
-/// The first frame of a slab. Never frame 0, so an `Option` of it costs nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SlabFrame(core::num::NonZeroU32);
-
-impl SlabFrame {
-    pub(crate) fn new(frame: Frame) -> Option<Self> {
-        core::num::NonZeroU32::new(frame.number()).map(Self)
-    }
-
-    pub(crate) fn frame(self) -> Frame {
-        Frame::new(self.0.get())
-    }
 }
 
 /// A slab in memory, for as long as its cache's lock is held.
