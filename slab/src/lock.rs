@@ -74,14 +74,14 @@ impl<P: Platform, T> DerefMut for IrqGuard<'_, P, T> {
 
 /// Interrupts are off on this CPU until this is dropped. The raw pointer keeps it there: it is not `Send`.
 #[derive(Debug)]
-struct Interrupts<P: Platform> {
+pub(crate) struct Interrupts<P: Platform> {
     were_enabled: bool,
     platform: PhantomData<*const P>,
 }
 
 impl<P: Platform> Interrupts<P> {
     #[inline]
-    fn disable() -> Self {
+    pub(crate) fn disable() -> Self {
         Self { were_enabled: P::disable_interrupts(), platform: PhantomData }
     }
 }

@@ -1,18 +1,29 @@
 //! What the kernel lends the allocator.
 //!
-//! The allocator runs on whatever CPU calls it, in threads and in interrupt handlers alike. All it needs to know is how to
-//! keep an interrupt handler off this CPU while it holds a lock.
+//! The allocator runs on whatever CPU calls it, in threads and in interrupt handlers alike. It needs to know which CPU that
+//! is, and how to keep everything else off it for a few instructions.
 
-/// The CPU as the allocator needs it.
+/// The CPUs as the allocator needs them.
 ///
 /// A kernel on one x86_64 CPU uses [`X86_64`] and writes nothing.
 ///
 /// # Safety
 ///
-/// Between [`disable_interrupts`](Self::disable_interrupts) and the matching
-/// [`restore_interrupts`](Self::restore_interrupts) no code that can allocate or free may run on the same CPU other than
-/// the caller: no interrupt handler, no other thread. If one did, it would spin for ever on a lock that it interrupted.
+/// 1. Between [`disable_interrupts`](Self::disable_interrupts) and the matching
+///    [`restore_interrupts`](Self::restore_interrupts) no code that can allocate or free may run on the same CPU other than
+///    the caller: no interrupt handler, no other thread. And the caller stays on that CPU.
+/// 2. Between them, [`current_cpu`](Self::current_cpu) returns the same number each time, and on no two CPUs at once the same
+///    number below [`CPUS`](Self::CPUS).
 pub unsafe trait Platform: 'static {
+    /// How many CPUs get magazines and stocks of their own: those with a number below this. Others are served too, from
+    /// what all CPUs share. 0 turns the per-CPU layer off, and leaves it out of the code.
+    const CPUS: usize = 1;
+
+    /// The number of the CPU that this runs on. A CPU that has none yet may say `usize::MAX`.
+    fn current_cpu() -> usize {
+        0
+    }
+
     /// Disables interrupts on this CPU and says whether they were enabled before.
     fn disable_interrupts() -> bool;
 
@@ -21,15 +32,16 @@ pub unsafe trait Platform: 'static {
     fn restore_interrupts(were_enabled: bool);
 }
 
-/// A kernel in ring 0 of an x86_64 CPU: interrupts are the flag IF of RFLAGS.
+/// A kernel in ring 0 of the only x86_64 CPU that is started: interrupts are the flag IF of RFLAGS.
 ///
-/// Non-maskable interrupts stay on: an NMI handler must not allocate.
+/// A kernel with several CPUs writes a platform of its own, with [`CPUS`](Platform::CPUS) and
+/// [`current_cpu`](Platform::current_cpu). Non-maskable interrupts stay on: an NMI handler must not allocate.
 #[cfg(target_arch = "x86_64")]
 #[derive(Debug, Clone, Copy)]
 pub struct X86_64;
 
 // SAFETY: with IF clear a CPU takes no maskable interrupt, and so starts no handler and no other thread (Intel SDM vol. 3,
-// 6.8.1 "Masking Maskable Hardware Interrupts").
+// 6.8.1 "Masking Maskable Hardware Interrupts"). There is one CPU, number 0.
 #[cfg(target_arch = "x86_64")]
 unsafe impl Platform for X86_64 {
     #[inline]
@@ -51,7 +63,8 @@ unsafe impl Platform for X86_64 {
     }
 }
 
-/// A program without interrupts, such as a test on the host; its threads are like the CPUs of a kernel.
+/// A program without interrupts, such as a test on the host; its threads are like CPUs that have no number, so nothing is
+/// kept for one of them alone.
 ///
 /// Never for a kernel whose interrupt handlers allocate: they would spin for ever.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +72,8 @@ pub struct NoInterrupts;
 
 // SAFETY: there are no interrupt handlers, and a thread that is pre-empted goes on later and releases its lock.
 unsafe impl Platform for NoInterrupts {
+    const CPUS: usize = 0;
+
     #[inline]
     fn disable_interrupts() -> bool {
         false
