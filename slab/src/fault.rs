@@ -16,6 +16,11 @@ pub(crate) enum Fault {
     BadAddress,
     /// It was allocated with another size or alignment.
     BadSize { freed: usize, allocated: usize },
+    /// It is an object of another cache.
+    WrongCache { freed: &'static str, owner: &'static str },
+    /// Not the caller's fault: a magazine holds what is not a free object of its cache, because a free raced with another of
+    /// the same object, or something wrote over the magazine.
+    BadRound,
     /// Another number of frames was allocated.
     BadFrameCount { freed: u32, allocated: u32 },
 }
@@ -37,6 +42,8 @@ impl fmt::Display for Fault {
             Self::BadSize { freed, allocated } => {
                 write!(f, "wrong layout: freed as a block of {freed} bytes, allocated as one of {allocated}")
             }
+            Self::WrongCache { freed, owner } => write!(f, "wrong cache: freed to {freed}, allocated from {owner}"),
+            Self::BadRound => f.write_str("not a free object, but in a magazine"),
             Self::BadFrameCount { freed, allocated } => {
                 write!(f, "wrong size: freed as {freed} page frames, allocated as {allocated}")
             }

@@ -1,11 +1,41 @@
 //! A machine for tests on the host: a buffer that stands for physical memory.
 
 use std::alloc::{Layout, alloc, dealloc};
+use std::cell::Cell;
 
 use crate::memory::{FRAME_SIZE, Region};
-use crate::platform::NoInterrupts;
+use crate::platform::{NoInterrupts, Platform};
 
+/// A heap without anything per CPU.
 pub(crate) type Heap = crate::Heap<NoInterrupts>;
+
+/// Threads of a test as CPUs: 0 to 3, or any other number for one that has nothing of its own.
+#[derive(Debug)]
+pub(crate) struct Threads;
+
+std::thread_local! {
+    static CPU: Cell<usize> = const { Cell::new(0) };
+}
+
+/// From now on this thread is that CPU. A test is CPU 0 at first; each thread that it starts must take another number.
+pub(crate) fn be_cpu(number: usize) {
+    CPU.set(number);
+}
+
+// SAFETY: there are no interrupt handlers, and the threads that use one heap have different numbers.
+unsafe impl Platform for Threads {
+    const CPUS: usize = 4;
+
+    fn current_cpu() -> usize {
+        CPU.get()
+    }
+
+    fn disable_interrupts() -> bool {
+        false
+    }
+
+    fn restore_interrupts(_: bool) {}
+}
 
 /// As much as any alignment that a test asks for.
 const ALIGN: usize = 4 << 20;
@@ -47,7 +77,12 @@ impl Machine {
 
     /// A heap over all of it.
     pub(crate) fn heap(&self) -> Heap {
-        let heap = Heap::new();
+        self.heap_on()
+    }
+
+    /// The same, for CPUs.
+    pub(crate) fn heap_on<P: Platform>(&self) -> crate::Heap<P> {
+        let heap = crate::Heap::new();
         // SAFETY: the memory is this machine's, which the test keeps longer than the heap.
         unsafe { heap.init([self.region()], self.base()) }.unwrap();
         heap

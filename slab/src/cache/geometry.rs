@@ -1,76 +1,129 @@
-//! How objects lie in a slab. Bonwick 1994, section 3.2, with the slab's data at its end and a bitmap for a free list.
+//! How objects lie in a slab. Bonwick 1994, section 3.2, with a byte of state a slot instead of a free list.
+//!
+//! Small objects share their slab with what describes it; for objects above [`IN_SLAB`] bytes that lies elsewhere
+//! (*off-slab*), so that it does not take the room of an object:
+//!
+//! ```text
+//! | colour | slot 0 | slot 1 | ... | slot n-1 | unused | header | state 0 | state 1 | ... |
+//! ```
+//!
+//! A slab is as few page frames as lose at most an eighth of themselves. What is lost is used for *colour*: the objects of
+//! one slab start a little later than those of the slab before, so that they do not compete for the same cache lines.
 
 #![forbid(unsafe_code)]
 
+use core::alloc::Layout;
+
 use super::slab::Header;
 use crate::frames::Order;
+use crate::memory::FRAME_SIZE;
 
-/// The largest slab: 32 KiB.
-const LARGEST_SLAB: u32 = 3;
+/// The largest object that shares its slab with the slab's header: an eighth of a page, as in the paper.
+pub(crate) const IN_SLAB: usize = FRAME_SIZE / 8;
 
-/// Slots that a word of the bitmap covers.
-pub(crate) const SLOTS_PER_WORD: usize = u64::BITS as usize;
+/// The most slots in a slab: the header's summary has a bit for eight of them.
+const MOST_SLOTS: usize = 512;
 
-/// The layout of the slabs of one cache, which follows from the size of its objects:
-///
-/// ```text
-/// | slot 0 | slot 1 | ... | slot n-1 | unused | header | bitmap, one bit a slot |
-/// ```
+/// The same where the header is off-slab.
+const MOST_SLOTS_OFF_SLAB: usize = 64;
+
+/// The most frames in a slab: 4 MiB.
+const MOST_FRAMES: usize = 1024;
+
+/// The largest alignment of an object: 2 MiB.
+const LARGEST_ALIGNMENT: usize = 2 << 20;
+
+/// The smallest distance between two slots.
+const SMALLEST: usize = 8;
+
+/// The layout of the slabs of one cache, which follows from the layout of its objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Geometry {
-    pub(crate) object_size: usize,
+    /// From one slot to the next: the size of an object, rounded up to its alignment.
+    pub(crate) stride: usize,
+    pub(crate) align: usize,
+    /// Page frames in a slab.
+    pub(crate) frames: u32,
+    /// The slab is aligned to this order.
     pub(crate) order: Order,
     pub(crate) slots: usize,
-    /// 2^32 / `object_size`, rounded up: an offset times this, shifted down, is the offset divided by the size.
+    /// How many different starts the first slot may have, `align` apart.
+    pub(crate) colours: u32,
+    pub(crate) off_slab: bool,
+    /// 2^32 / `stride`, rounded up: an offset times this, shifted down, is the offset divided by the stride.
     reciprocal: u64,
 }
 
 impl Geometry {
-    /// The smallest slab that loses at most an eighth of itself, or else the largest.
-    pub(crate) const fn new(object_size: usize) -> Self {
-        let mut order = 0;
-        loop {
-            let Some(candidate) = Order::new(order) else { panic!("no such order") };
-            let slots = slots_in(candidate.bytes(), object_size);
-            let lost = candidate.bytes() - slots * object_size;
-            if lost * 8 <= candidate.bytes() || order == LARGEST_SLAB {
-                assert!(slots > 0, "the object is larger than a slab");
-                let reciprocal = (1_u64 << 32).div_ceil(object_size as u64);
-                return Self { object_size, order: candidate, slots, reciprocal };
-            }
-            order += 1;
-        }
-    }
-
-    /// Words in the bitmap.
-    pub(crate) const fn words(&self) -> usize {
-        self.slots.div_ceil(SLOTS_PER_WORD)
-    }
-
-    /// Where the header is.
-    pub(crate) const fn header_offset(&self) -> usize {
-        self.order.bytes() - trailer(self.slots)
-    }
-
-    /// The slot that starts `offset` bytes into the slab; `None` where none does.
-    pub(crate) fn slot_at(&self, offset: usize) -> Option<usize> {
-        if offset >= self.order.bytes() {
+    /// For objects of this layout; `None` where it is empty, or no slab is large enough.
+    pub(crate) const fn new(object: Layout) -> Option<Self> {
+        let align = if object.align() < SMALLEST { SMALLEST } else { object.align() };
+        if object.size() == 0 || object.size() > MOST_FRAMES * FRAME_SIZE || align > LARGEST_ALIGNMENT {
             return None;
         }
-        // Exact here: the product exceeds the true quotient by less than offset / 2^32.
+        let stride = object.size().next_multiple_of(align);
+        let off_slab = stride > IN_SLAB;
+        let mut frames = stride.div_ceil(FRAME_SIZE);
+        while frames <= MOST_FRAMES {
+            let bytes = frames * FRAME_SIZE;
+            let slots = slots_in(bytes, stride, off_slab);
+            let lost = bytes - slots * stride + if off_slab { header_bytes(slots) } else { 0 };
+            if slots > 0 && lost * 8 <= bytes {
+                return Self::with(stride, align, frames as u32, slots, off_slab);
+            }
+            frames += 1;
+        }
+        None
+    }
+
+    const fn with(stride: usize, align: usize, frames: u32, slots: usize, off_slab: bool) -> Option<Self> {
+        let (Some(size), Some(alignment)) =
+            (Order::containing(frames), Order::containing(align.div_ceil(FRAME_SIZE) as u32))
+        else {
+            return None;
+        };
+        let order = if size.get() < alignment.get() { alignment } else { size };
+        let header = if off_slab { 0 } else { header_bytes(slots) };
+        let room = frames as usize * FRAME_SIZE - slots * stride - header;
+        let reciprocal = (1_u64 << 32).div_ceil(stride as u64);
+        let colours = (room / align) as u32 + 1;
+        Some(Self { stride, align, frames, order, slots, colours, off_slab, reciprocal })
+    }
+
+    /// Bytes in a slab.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.frames as usize * FRAME_SIZE
+    }
+
+    /// Bytes of header and states.
+    pub(crate) const fn header_bytes(&self) -> usize {
+        header_bytes(self.slots)
+    }
+
+    /// The slot that starts `offset` bytes after the first; `None` where none does.
+    #[inline]
+    pub(crate) fn slot_at(&self, offset: usize) -> Option<usize> {
+        if offset >= self.bytes() {
+            return None;
+        }
+        // Exact for every multiple of the stride below 2^32; for others the comparison says no.
         let slot = ((offset as u64 * self.reciprocal) >> 32) as usize;
-        (slot < self.slots && slot * self.object_size == offset).then_some(slot)
+        (slot < self.slots && slot * self.stride == offset).then_some(slot)
     }
 }
 
-/// Bytes that header and bitmap of so many slots take.
-const fn trailer(slots: usize) -> usize {
-    size_of::<Header>() + slots.div_ceil(SLOTS_PER_WORD) * size_of::<u64>()
+/// Bytes that header and states of so many slots take.
+const fn header_bytes(slots: usize) -> usize {
+    size_of::<Header>() + slots.next_multiple_of(align_of::<Header>())
 }
 
-const fn slots_in(slab: usize, object_size: usize) -> usize {
-    let mut slots = slab / object_size;
-    while slots > 0 && slots * object_size + trailer(slots) > slab {
+const fn slots_in(bytes: usize, stride: usize, off_slab: bool) -> usize {
+    let most = if off_slab { MOST_SLOTS_OFF_SLAB } else { MOST_SLOTS };
+    let mut slots = bytes / stride;
+    if slots > most {
+        slots = most;
+    }
+    while !off_slab && slots > 0 && slots * stride + header_bytes(slots) > bytes {
         slots -= 1;
     }
     slots

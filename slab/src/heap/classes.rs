@@ -7,14 +7,15 @@
 
 use core::alloc::Layout;
 
+use crate::cache::CLASSES;
 use crate::frames::Order;
 use crate::memory::FRAME_SIZE;
 
 /// The largest class, in bytes.
-pub(crate) const LARGEST: usize = 2048;
+pub(crate) const LARGEST: usize = 8192;
 
 /// How many classes there are.
-pub(crate) const COUNT: usize = 48;
+pub(crate) const COUNT: usize = CLASSES;
 
 /// Classes up to here are [`STEP`] apart.
 const LINEAR: usize = 128;
@@ -22,21 +23,26 @@ const STEP: usize = 8;
 /// Classes in each doubling above [`LINEAR`], as a power of two.
 const STEPS_LOG: u32 = 3;
 
-/// Bytes in the objects of each class.
-pub(crate) const SIZES: [usize; COUNT] = {
-    let mut sizes = [0; COUNT];
-    let (mut index, mut size, mut step) = (0, STEP, STEP);
-    while index < COUNT {
-        sizes[index] = size;
-        if size >= LINEAR && size.is_power_of_two() {
-            step = size >> STEPS_LOG;
-        }
-        size += step;
-        index += 1;
-    }
-    assert!(sizes[COUNT - 1] == LARGEST);
-    sizes
-};
+macro_rules! classes {
+    ($($size:literal,)*) => {
+        /// Bytes in the objects of each class.
+        pub const SIZES: [usize; CLASSES] = [$($size),*];
+
+        /// What the caches of the classes are called, and their sizes.
+        pub(crate) const CACHES: [(&str, usize); CLASSES] = [$((concat!("size-", $size), $size)),*];
+    };
+}
+
+#[rustfmt::skip]
+classes! {
+    8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128,
+    144, 160, 176, 192, 208, 224, 240, 256,
+    288, 320, 352, 384, 416, 448, 480, 512,
+    576, 640, 704, 768, 832, 896, 960, 1024,
+    1152, 1280, 1408, 1536, 1664, 1792, 1920, 2048,
+    2304, 2560, 2816, 3072, 3328, 3584, 3840, 4096,
+    4608, 5120, 5632, 6144, 6656, 7168, 7680, 8192,
+}
 
 /// The smallest class of at least `size` bytes, which is 1 to [`LARGEST`].
 pub(crate) const fn class_of(size: usize) -> usize {
@@ -62,9 +68,9 @@ pub(crate) enum Block {
 impl Block {
     /// What serves `layout`; `None` where nothing can. An empty layout gets a byte.
     pub(crate) fn of(layout: Layout) -> Option<Self> {
-        // A class that is a multiple of the alignment is aligned, since slots follow each other from the start of a page.
+        // A class that is a multiple of the alignment is aligned, up to a page: slabs start at pages.
         let size = layout.size().max(1).checked_next_multiple_of(layout.align())?;
-        if size <= LARGEST {
+        if size <= LARGEST && layout.align() <= FRAME_SIZE {
             return Some(Self::Class(class_of(size)));
         }
         let count = u32::try_from(layout.size().max(1).div_ceil(FRAME_SIZE)).ok()?;
@@ -106,11 +112,11 @@ mod tests {
     #[cfg_attr(miri, ignore = "no unsafe code, and takes long there")]
     fn a_class_is_a_multiple_of_the_alignment_it_serves() {
         for size in 0..=LARGEST {
-            for align in (0..=11).map(|log| 1 << log) {
+            for align in (0..=12).map(|log| 1 << log) {
                 let layout = Layout::from_size_align(size, align).unwrap();
                 match Block::of(layout).unwrap() {
                     Block::Class(class) => assert_eq!(SIZES[class] % align, 0, "{layout:?}"),
-                    Block::Frames { count, .. } => assert_eq!(count, 1, "{layout:?}"),
+                    Block::Frames { .. } => assert!(size.next_multiple_of(align) > LARGEST, "{layout:?}"),
                 }
             }
         }
@@ -120,9 +126,9 @@ mod tests {
     fn large_blocks_are_counted_in_frames_and_aligned_by_order() {
         let block = |size, align| Block::of(Layout::from_size_align(size, align).unwrap());
         let frames = |count, order| Some(Block::Frames { count, alignment: Order::new(order).unwrap() });
-        assert_eq!(block(2049, 8), frames(1, 0));
-        assert_eq!(block(4097, 8), frames(2, 0));
-        assert_eq!(block(8, 4096), frames(1, 0));
+        assert_eq!(block(8193, 8), frames(3, 0));
+        assert_eq!(block(12289, 8), frames(4, 0));
+        assert_eq!(block(8, 8192), frames(1, 1));
         assert_eq!(block(8, 2 << 20), frames(1, 9));
         assert_eq!(block(3 << 20, 1 << 30), frames(768, 18));
     }

@@ -11,42 +11,44 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::fmt;
 use core::ptr::{self, NonNull};
 
-use crate::cache::Cache;
+use crate::cache::{Caches, LENT, USED};
 use crate::fault::Fault;
-use crate::frames::{Frames, InitError, Owner};
+use crate::frames::{Frame, Frames, InitError, Order, Owner};
 use crate::memory::Region;
 use crate::platform::Platform;
+use crate::reclaim::{self, Callback, Hook, TooManyCallbacks};
 use crate::stats::CacheStats;
-use classes::{Block, SIZES};
+use crate::verify::Broken;
+use classes::Block;
 
-/// A heap over all the memory of a machine.
+pub use classes::SIZES;
+
+/// A heap over all the memory of a machine, or over a range of addresses.
 ///
-/// A kernel has one, a `static` with `#[global_allocator]` on it, and calls [`init`](Self::init) early. Before that every
-/// allocation fails.
+/// A kernel has one, a `static` with `#[global_allocator]` on it, and calls [`init`](Self::init) or
+/// [`init_range`](Self::init_range) early. Before that every allocation fails.
 ///
 /// Any CPU may use it at any time, interrupt handlers too (but no NMI handler: it may have interrupted the holder of a
 /// lock). No call ever waits for anything but a short lock.
 pub struct Heap<P> {
-    caches: [Cache<P>; classes::COUNT],
-    frames: Frames<P>,
+    caches: Caches<P>,
 }
 
 impl<P> Heap<P> {
     /// A heap without memory.
     #[allow(clippy::new_without_default, reason = "a heap is a static, and `Default` is not const")]
     pub const fn new() -> Self {
-        let mut caches = [const { Cache::new(0, SIZES[0]) }; classes::COUNT];
-        let mut index = 1;
-        while index < classes::COUNT {
-            caches[index] = Cache::new(index as u32, SIZES[index]);
-            index += 1;
-        }
-        Self { caches, frames: Frames::new() }
+        Self { caches: Caches::new(Frames::new(), &classes::CACHES) }
     }
 
     /// The page frames beneath, for whoever needs whole ones: page tables, stacks, buffers.
     pub const fn frames(&self) -> &Frames<P> {
-        &self.frames
+        self.caches.frames()
+    }
+
+    /// What a [`Cache`](crate::Cache) or [`ObjectCache`](crate::ObjectCache) is made with.
+    pub const fn caches(&self) -> &Caches<P> {
+        &self.caches
     }
 }
 
@@ -73,20 +75,63 @@ impl<P: Platform> Heap<P> {
         I::IntoIter: Clone,
     {
         // SAFETY: passed on to the caller.
-        unsafe { self.frames.init(regions, physical_memory) }
+        unsafe { self.frames().init(regions, physical_memory) }?;
+        self.caches.set_up_cpus();
+        Ok(())
     }
 
     /// A block for `layout`, not initialised; `None` where there is no memory for it.
     ///
-    /// An empty layout gets a block too, of the smallest size; it must be freed like any other.
+    /// An empty layout gets a block too, of the smallest size; it must be freed like any other. Before it fails it has memory
+    /// given back, as [`reclaim`](crate::reclaim) says; a request for more than there is in all fails at once.
+    #[inline]
     pub fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
-        NonNull::new(match Block::of(layout)? {
-            Block::Class(class) => self.caches[class].allocate(&self.frames)?,
-            Block::Frames { count, alignment } => {
-                let frame = self.frames.allocate_run(count, alignment)?;
-                self.frames.pointer(frame)
+        match Block::of(layout)? {
+            Block::Class(class) => match self.caches.class(class).allocate(&self.caches, true, USED) {
+                Ok(object) => Some(object),
+                Err(_) => self.allocate_with_relief(Block::Class(class)),
+            },
+            block @ Block::Frames { count, alignment } => {
+                self.allocate_run(count, alignment).or_else(|| self.allocate_with_relief(block))
             }
+        }
+    }
+
+    #[cold]
+    fn allocate_with_relief(&self, block: Block) -> Option<NonNull<u8>> {
+        if block.size() > self.frames().total_bytes() {
+            return None;
+        }
+        self.caches.with_relief(block.size(), || match block {
+            Block::Class(class) => self.allocate_from_class_or_larger(class),
+            Block::Frames { count, alignment } => self.allocate_run(count, alignment),
         })
+    }
+
+    /// Where a class cannot have a slab, an object of a larger class that is free anyway is better than nothing.
+    fn allocate_from_class_or_larger(&self, class: usize) -> Option<NonNull<u8>> {
+        let own = self.caches.class(class).allocate(&self.caches, true, USED);
+        let larger = class + 1..classes::COUNT;
+        let lend = |class| self.caches.class(class).allocate(&self.caches, false, LENT).ok();
+        own.ok().or_else(|| larger.into_iter().find_map(lend))
+    }
+
+    fn allocate_run(&self, count: u32, alignment: Order) -> Option<NonNull<u8>> {
+        let frame = self.caches.allocate_frames(count, alignment)?;
+        NonNull::new(self.frames().pointer(frame))
+    }
+
+    /// The same, all zero.
+    pub fn allocate_zeroed(&self, layout: Layout) -> Option<NonNull<u8>> {
+        let block = self.allocate(layout)?;
+        // SAFETY: the block is at least that large, and just allocated.
+        unsafe { block.as_ptr().write_bytes(0, layout.size()) };
+        Some(block)
+    }
+
+    /// Bytes that a block for `layout` really has, all of which its owner may use; `None` where there can be no such block.
+    pub fn usable_size(layout: Layout) -> Option<usize> {
+        Block::of(layout).map(Block::size)
     }
 
     /// Frees a block that [`allocate`](Self::allocate) or [`reallocate`](Self::reallocate) returned.
@@ -102,11 +147,27 @@ impl<P: Platform> Heap<P> {
         unsafe { self.try_free(block.as_ptr(), layout) }.unwrap_or_else(|fault| fault.report(block.as_ptr()));
     }
 
+    #[inline]
     unsafe fn try_free(&self, block: *mut u8, layout: Layout) -> Result<(), Fault> {
+        if let Some(Block::Class(class)) = Block::of(layout) {
+            // SAFETY: nobody uses it any more, says the caller.
+            match unsafe { self.caches.class(class).free(&self.caches, block, USED) } {
+                Ok(()) => return Ok(()),
+                Err(Fault::DoubleFree) => return Err(Fault::DoubleFree),
+                Err(_) => {}
+            }
+        }
+        // SAFETY: as above.
+        unsafe { self.free_other(block, layout) }
+    }
+
+    /// Frees what is no object of the class of `layout`.
+    #[cold]
+    unsafe fn free_other(&self, block: *mut u8, layout: Layout) -> Result<(), Fault> {
         match self.find(block, layout)? {
             // SAFETY: nobody uses it any more, says the caller.
-            Found::Object(cache) => unsafe { cache.free(&self.frames, block) },
-            Found::Frames { frame, count } => self.frames.try_shrink_run(frame, count, 0),
+            Found::Object { class, state } => unsafe { self.caches.class(class).free(&self.caches, block, state) },
+            Found::Frames { frame, count } => self.frames().try_shrink_run(frame, count, 0),
         }
     }
 
@@ -137,43 +198,94 @@ impl<P: Platform> Heap<P> {
     /// Whether the block now is what `new` asks for, without having moved.
     fn resize_in_place(&self, block: *mut u8, layout: Layout, new: Block) -> Result<bool, Fault> {
         match (self.find(block, layout)?, new) {
-            (Found::Object(cache), new) => {
-                cache.check(&self.frames, block)?;
-                Ok(matches!(new, Block::Class(class) if cache.object_size() == SIZES[class]))
-            }
+            (Found::Object { class, state: USED }, Block::Class(new)) => Ok(class == new),
             (Found::Frames { frame, count: old }, Block::Frames { count, .. }) if count <= old => {
-                self.frames.try_shrink_run(frame, old, count)?;
+                self.frames().try_shrink_run(frame, old, count)?;
                 Ok(true)
             }
             _ => Ok(false),
         }
     }
 
-    /// What is at `block`, which was allocated for `layout`, by its frame's record; nothing is dereferenced.
-    fn find(&self, block: *mut u8, layout: Layout) -> Result<Found<'_, P>, Fault> {
+    /// What is at `block`, which was allocated for `layout`, by its frame's record; nothing is dereferenced before that says
+    /// that it is an object.
+    fn find(&self, block: *mut u8, layout: Layout) -> Result<Found, Fault> {
         let wanted = Block::of(layout).ok_or(Fault::BadAddress)?;
-        let frame = self.frames.frame_of(block).ok_or(Fault::BadAddress)?;
-        let found = match self.frames.owner(frame) {
-            Owner::Slab { cache, .. } => {
-                let cache = self.caches.get(cache as usize).ok_or(Fault::BadAddress)?;
-                (Found::Object(cache), cache.object_size())
-            }
-            Owner::Pages(_) if self.frames.pointer(frame) != block => return Err(Fault::BadBase),
+        let frame = self.frames().frame_of(block).ok_or(Fault::BadAddress)?;
+        match self.frames().owner(frame) {
+            Owner::Slab { cache: id, .. } => self.find_object(block, id, wanted),
+            Owner::Pages(_) if self.frames().pointer(frame) != block => Err(Fault::BadBase),
             Owner::Pages(count) => {
-                let block = Block::Frames { count, alignment: crate::Order::ZERO };
-                (Found::Frames { frame, count }, block.size())
+                let allocated = Block::Frames { count, alignment: Order::ZERO }.size();
+                let right = wanted.size() == allocated && matches!(wanted, Block::Frames { .. });
+                if right {
+                    Ok(Found::Frames { frame, count })
+                } else {
+                    Err(Fault::BadSize { freed: wanted.size(), allocated })
+                }
             }
-            Owner::Free(_) | Owner::Nobody => return Err(self.frames.fault_at(frame)),
-        };
-        if found.1 != wanted.size() {
-            return Err(Fault::BadSize { freed: wanted.size(), allocated: found.1 });
+            _ => Err(self.frames().fault_at(frame)),
         }
-        Ok(found.0)
+    }
+
+    fn find_object(&self, block: *mut u8, id: u32, wanted: Block) -> Result<Found, Fault> {
+        let Some(cache) = self.caches.class_by_id(id) else {
+            let owner = self.caches.name_of_owner(block).unwrap_or("the allocator itself");
+            return Err(Fault::WrongCache { freed: "the heap", owner });
+        };
+        let state = cache.state_of(&self.caches, block)?;
+        let bad_size = Fault::BadSize { freed: wanted.size(), allocated: cache.object_size() };
+        match (state, wanted) {
+            (USED, Block::Class(class)) if class == id as usize => Ok(Found::Object { class, state }),
+            (LENT, Block::Class(class)) if class < id as usize => Ok(Found::Object { class: id as usize, state }),
+            (USED | LENT, _) => Err(bad_size),
+            _ if wanted.size() == cache.object_size() => Err(Fault::DoubleFree),
+            _ => Err(bad_size),
+        }
     }
 
     /// Counts of the caches, one after the other, by size.
     pub fn cache_stats(&self) -> impl Iterator<Item = CacheStats> {
-        self.caches.iter().map(Cache::stats)
+        (0..classes::COUNT).map(|class| self.caches.class(class).stats())
+    }
+
+    /// Gives back what the allocator holds and does not use: the magazines of this CPU and of the depots, empty slabs, and this
+    /// CPU's stock of page frames. Returns the page frames that went back.
+    pub fn shrink(&self) -> usize {
+        self.caches.reap()
+    }
+
+    /// Does what is due, on this CPU: to be called from time to time, at best on every CPU, by a timer or an idle thread. `now` is a time in
+    /// milliseconds since any moment.
+    ///
+    /// When memory is short, what is not used is given back. When an interval of 15 seconds is over, so are the magazines and
+    /// slabs that were not needed during it, and magazines grow in caches whose CPUs wait for each other (Bonwick & Adams
+    /// 2001, sections 3.4 and 3.5). Where it is never called, failing allocations do the first, and nobody the second.
+    pub fn maintain(&self, now: u64) {
+        reclaim::maintain(&self.caches, now);
+    }
+
+    /// Calls `callback` when memory is short, after those that were added before it; see [`reclaim`](crate::reclaim).
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyCallbacks`]: there is room for [`MOST_CALLBACKS`](crate::reclaim::MOST_CALLBACKS).
+    pub fn add_reclaim_callback(&self, callback: Callback) -> Result<(), TooManyCallbacks> {
+        self.caches.reclaim.add_callback(callback)
+    }
+
+    /// Calls `hook` when nothing else has helped; see [`reclaim`](crate::reclaim). `None`: the allocation fails then.
+    pub fn set_out_of_memory_hook(&self, hook: Option<Hook>) {
+        self.caches.reclaim.set_hook(hook);
+    }
+
+    /// Checks every invariant of the allocator.
+    ///
+    /// # Errors
+    ///
+    /// The first that does not hold; see [`Caches::verify`].
+    pub fn verify(&self) -> Result<(), Broken> {
+        self.caches.verify()
     }
 
     /// The allocator's own tables: page frames by order, and a row for each cache that has been used. Printing them
@@ -184,16 +296,16 @@ impl<P: Platform> Heap<P> {
 }
 
 /// What a pointer turned out to be.
-enum Found<'a, P> {
-    Object(&'a Cache<P>),
-    Frames { frame: crate::Frame, count: u32 },
+enum Found {
+    Object { class: usize, state: u8 },
+    Frames { frame: Frame, count: u32 },
 }
 
 struct Tables<'a, P>(&'a Heap<P>);
 
 impl<P: Platform> fmt::Display for Tables<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.0.frames.stats())?;
+        writeln!(f, "{}", self.0.frames().stats())?;
         writeln!(f, "{}", CacheStats::HEADER)?;
         let used = self.0.cache_stats().filter(|stats| stats.allocations + stats.failures > 0);
         for stats in used {

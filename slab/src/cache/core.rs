@@ -1,0 +1,277 @@
+//! One cache: magazines over slabs, and the life of an object.
+//!
+//! An object is constructed when it first leaves its slab, and stays constructed, in use or free, until its slab goes back
+//! to the page frames. Neither happens with a lock held.
+
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use super::AllocError;
+use super::geometry::Geometry;
+use super::magazines::Magazines;
+use super::shared::Caches;
+use super::slab::{CACHED, USED};
+use super::slabs::{Lifecycle, Slabs};
+use crate::fault::Fault;
+use crate::platform::Platform;
+use crate::stats::CacheStats;
+use crate::verify::Broken;
+
+/// A cache of equal objects.
+pub(crate) struct Core<P> {
+    pub(crate) name: &'static str,
+    /// Caches of one name are numbered, from 0 on.
+    pub(crate) namesake: u32,
+    pub(crate) slabs: Slabs<P>,
+    pub(crate) magazines: Magazines<P>,
+    /// What went past the magazines.
+    allocations: AtomicU64,
+    frees: AtomicU64,
+    failures: AtomicU64,
+    /// Neighbours in the registry, whose lock guards all of these.
+    pub(super) next: AtomicPtr<Core<P>>,
+    pub(super) previous: AtomicPtr<Core<P>>,
+    pub(super) visitors: AtomicU32,
+    pub(super) dead: AtomicBool,
+}
+
+impl<P> Core<P> {
+    pub(crate) const fn new(
+        name: &'static str,
+        id: u32,
+        geometry: Geometry,
+        lifecycle: Option<Lifecycle>,
+        magazines: bool,
+    ) -> Self {
+        Self {
+            name,
+            namesake: 0,
+            slabs: Slabs::new(id, geometry, lifecycle),
+            magazines: Magazines::new(geometry.stride, magazines),
+            allocations: AtomicU64::new(0),
+            frees: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            next: AtomicPtr::new(core::ptr::null_mut()),
+            previous: AtomicPtr::new(core::ptr::null_mut()),
+            visitors: AtomicU32::new(0),
+            dead: AtomicBool::new(false),
+        }
+    }
+
+    /// Bytes that an object may use.
+    #[inline]
+    pub(crate) fn object_size(&self) -> usize {
+        self.slabs.geometry.stride
+    }
+}
+
+impl<P: Platform> Core<P> {
+    /// An object, constructed if the cache constructs. Its slot has the state `state` then.
+    #[inline]
+    pub(crate) fn allocate(&self, shared: &Caches<P>, grow: bool, state: u8) -> Result<NonNull<u8>, AllocError> {
+        match self.magazines.take() {
+            Some(object) => Ok(self.hand_out(shared, object, state)),
+            None => self.allocate_from_slab(shared, grow, state),
+        }
+    }
+
+    #[cold]
+    fn allocate_from_slab(&self, shared: &Caches<P>, grow: bool, state: u8) -> Result<NonNull<u8>, AllocError> {
+        let result = self.slabs.take(shared, grow).and_then(|(object, constructed)| {
+            if !constructed {
+                self.construct(shared, object)?;
+            }
+            count(&self.allocations);
+            Ok(self.hand_out(shared, object, state))
+        });
+        if result.is_err() {
+            count(&self.failures);
+        }
+        result
+    }
+
+    /// The same; where there is no memory, what can be had elsewhere is had first.
+    #[cold]
+    pub(crate) fn allocate_with_relief(&self, shared: &Caches<P>, state: u8) -> Result<NonNull<u8>, AllocError> {
+        let mut last = AllocError::NoMemory;
+        let bytes = self.slabs.geometry.bytes();
+        let relieved = shared.with_relief(bytes, || match self.allocate(shared, true, state) {
+            Ok(object) => Some(Ok(object)),
+            Err(error) => {
+                last = error;
+                (!matches!(error, AllocError::NoMemory | AllocError::AtLimit)).then_some(Err(error))
+            }
+        });
+        relieved.unwrap_or(Err(last))
+    }
+
+    fn construct(&self, shared: &Caches<P>, object: *mut u8) -> Result<(), AllocError> {
+        let Some(lifecycle) = self.slabs.lifecycle else { return Ok(()) };
+        /// Takes the slot back unless the constructor has returned, which it may also not do by a panic.
+        struct Undo<F: FnMut()>(F);
+        impl<F: FnMut()> Drop for Undo<F> {
+            fn drop(&mut self) {
+                self.0();
+            }
+        }
+        let undo = Undo(|| self.slabs.put(shared, &[object], false));
+        // SAFETY: the object is as large and aligned as its constructor was told, and nobody else's.
+        let constructed = unsafe { (lifecycle.init)(object) };
+        if constructed.is_ok() {
+            core::mem::forget(undo);
+        }
+        constructed.map_err(|_| AllocError::ConstructorFailed)
+    }
+
+    /// Marks an object that this CPU has for itself as allocated.
+    #[inline]
+    pub(super) fn hand_out(&self, shared: &Caches<P>, object: *mut u8, state: u8) -> NonNull<u8> {
+        match (self.slabs.find(shared.frames(), object), NonNull::new(object)) {
+            (Ok((slab, slot)), Some(pointer)) if slab.states()[slot].load(Relaxed) == CACHED => {
+                slab.states()[slot].store(state, Relaxed);
+                pointer
+            }
+            _ => Fault::BadRound.report(object),
+        }
+    }
+
+    /// Frees an object that was allocated in the state `state`. What is no such object is a fault, and nothing has changed.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses the object any more.
+    #[inline]
+    pub(crate) unsafe fn free(&self, shared: &Caches<P>, object: *mut u8, state: u8) -> Result<(), Fault> {
+        self.take_back(shared, object, state)?;
+        self.keep(shared, object);
+        Ok(())
+    }
+
+    /// The object is the caller's to give to a magazine or a slab then.
+    #[inline]
+    pub(crate) fn take_back(&self, shared: &Caches<P>, object: *mut u8, state: u8) -> Result<(), Fault> {
+        let (slab, slot) = self.slabs.find(shared.frames(), object)?;
+        let found = &slab.states()[slot];
+        match found.load(Relaxed) {
+            now if now == state => {
+                found.store(CACHED, Relaxed);
+                Ok(())
+            }
+            // Lent for a smaller size.
+            USED.. => Err(Fault::BadSize { freed: self.object_size(), allocated: self.object_size() }),
+            _ => Err(Fault::DoubleFree),
+        }
+    }
+
+    /// Puts an object that is out of its slab and nobody's into a magazine, or else into its slab.
+    #[inline]
+    pub(crate) fn keep(&self, shared: &Caches<P>, object: *mut u8) {
+        let flush = |objects: &[*mut u8]| self.slabs.put(shared, objects, true);
+        if let Err(object) = self.magazines.put(shared, object, flush) {
+            count(&self.frees);
+            self.slabs.put(shared, &[object], true);
+        }
+    }
+
+    /// Gives objects that were taken back to their slabs, with one hold of the lock.
+    pub(super) fn put_batch(&self, shared: &Caches<P>, objects: &[*mut u8]) {
+        self.frees.fetch_add(objects.len() as u64, Relaxed);
+        self.slabs.put(shared, objects, true);
+    }
+
+    /// Gives everything back. The slabs are gone then, as there are no objects in use.
+    ///
+    /// # Safety
+    ///
+    /// No CPU uses this cache meanwhile.
+    pub(super) unsafe fn tear_down(&self, shared: &Caches<P>) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.magazines.tear_down(shared, |objects| self.slabs.put(shared, objects, true)) };
+        self.slabs.reap(shared, true);
+    }
+
+    /// The state of the slot of an object; a fault where there is none.
+    pub(crate) fn state_of(&self, shared: &Caches<P>, object: *const u8) -> Result<u8, Fault> {
+        let (slab, slot) = self.slabs.find(shared.frames(), object)?;
+        Ok(slab.states()[slot].load(Relaxed))
+    }
+
+    /// Gives back what the magazines and the slabs have and do not use. Returns the page frames that went back.
+    pub(crate) fn reap(&self, shared: &Caches<P>) -> usize {
+        self.magazines.drain(shared, |objects| self.slabs.put(shared, objects, true));
+        self.slabs.reap(shared, true)
+    }
+
+    pub(super) fn follow_reap(&self, shared: &Caches<P>) {
+        if self.magazines.is_behind(shared.reap_epoch()) {
+            self.magazines.drain(shared, |objects| self.slabs.put(shared, objects, true));
+            self.slabs.reap(shared, false);
+        }
+    }
+
+    /// An interval is over: what was not needed in it goes back.
+    pub(crate) fn end_interval(&self, shared: &Caches<P>) {
+        self.magazines.end_interval(shared, |objects| self.slabs.put(shared, objects, true));
+        self.slabs.end_interval();
+        self.slabs.reap(shared, false);
+    }
+
+    /// Objects that are allocated.
+    pub(crate) fn in_use(&self) -> usize {
+        let magazines = self.magazines.numbers();
+        let allocations = self.allocations.load(Relaxed).wrapping_add(magazines.allocations);
+        allocations.wrapping_sub(self.frees.load(Relaxed).wrapping_add(magazines.frees)) as usize
+    }
+
+    pub(crate) fn stats(&self) -> CacheStats {
+        let (slabs, magazines) = (self.slabs.numbers(), self.magazines.numbers());
+        let allocations = self.allocations.load(Relaxed).wrapping_add(magazines.allocations);
+        let frees = self.frees.load(Relaxed).wrapping_add(magazines.frees);
+        let in_use = allocations.wrapping_sub(frees) as usize;
+        let geometry = &self.slabs.geometry;
+        CacheStats {
+            name: self.name,
+            namesake: self.namesake,
+            object_size: geometry.stride,
+            slab_size: geometry.bytes(),
+            objects_per_slab: geometry.slots,
+            off_slab: geometry.off_slab,
+            colours: geometry.colours,
+            slabs: slabs.slabs,
+            empty_slabs: slabs.empty,
+            in_use,
+            in_magazines: slabs.taken.saturating_sub(in_use),
+            allocations,
+            frees,
+            failures: self.failures.load(Relaxed),
+            magazine_rounds: magazines.rounds,
+            full_magazines: magazines.full,
+            empty_magazines: magazines.empty,
+            depot_contention: magazines.contention,
+            magazines_reaped: magazines.reaped,
+            slabs_created: slabs.created,
+            slabs_released: slabs.released,
+        }
+    }
+
+    /// Checks the invariants of the slabs, and that every round of a magazine is out of its slab and free.
+    pub(crate) fn verify(&self, shared: &Caches<P>) -> Result<(), Broken> {
+        self.slabs.verify(shared.frames())?;
+        let right = self.magazines.all_rounds(|object| self.state_of(shared, object) == Ok(CACHED));
+        let broken =
+            Broken::Cache { id: self.slabs.id, what: "a round of a magazine is not a free object of the cache" };
+        if right { Ok(()) } else { Err(broken) }
+    }
+}
+
+/// Adds one to a counter that several CPUs write. It wraps.
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
+}
+
+impl<P> fmt::Debug for Core<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").field("name", &self.name).field("slabs", &self.slabs).finish_non_exhaustive()
+    }
+}

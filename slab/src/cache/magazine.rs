@@ -1,0 +1,179 @@
+//! A magazine: a block of metadata that holds rounds, last in, first out.
+//!
+//! A round is a pointer to a constructed, free object; an arena's is an integer in the shape of one.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering::Relaxed};
+
+use super::shared::Caches;
+use super::sizing::Kind;
+use crate::platform::Platform;
+
+/// The front of a magazine's memory; the rounds follow.
+#[derive(Debug)]
+#[repr(C)]
+struct Body {
+    /// The magazine behind it in a list.
+    next: AtomicPtr<Body>,
+    rounds: AtomicU32,
+    kind: AtomicU32,
+}
+
+const _: () = assert!(size_of::<Body>() == 2 * size_of::<usize>());
+
+/// A magazine that the holder of this owns.
+///
+/// Invariant: it points to a block of `kind.bytes()` bytes of metadata, of which `rounds` rounds are written.
+#[derive(Debug)]
+pub(super) struct Magazine(NonNull<Body>);
+
+impl Magazine {
+    /// An empty magazine; `None` where there is no memory.
+    pub(super) fn create<P: Platform>(shared: &Caches<P>, kind: Kind) -> Option<Self> {
+        let body = shared.allocate_metadata(kind.bytes())?.cast::<Body>();
+        let empty = Body {
+            next: AtomicPtr::new(core::ptr::null_mut()),
+            rounds: AtomicU32::new(0),
+            kind: AtomicU32::new(kind.index().into()),
+        };
+        // SAFETY: the block is ours, at least as large as a body, and aligned as metadata is.
+        unsafe { body.write(empty) };
+        Some(Self(body))
+    }
+
+    /// Frees the memory of an empty magazine.
+    pub(super) fn destroy<P: Platform>(self, shared: &Caches<P>) {
+        debug_assert!(self.is_empty());
+        let bytes = self.kind().bytes();
+        // SAFETY: allocated in `create` with this size, and `self` is the only way to it.
+        unsafe { shared.free_metadata(self.0.as_ptr().cast(), bytes) };
+    }
+
+    pub(super) fn push(&self, round: *mut u8) -> Result<(), *mut u8> {
+        let rounds = self.len();
+        if rounds >= self.kind().rounds() {
+            return Err(round);
+        }
+        // SAFETY: `rounds` is less than a magazine of this kind has room for.
+        unsafe { self.slot(rounds).write(round) };
+        self.body().rounds.store(rounds as u32 + 1, Relaxed);
+        Ok(())
+    }
+
+    pub(super) fn pop(&self) -> Option<*mut u8> {
+        let rounds = self.len().checked_sub(1)?;
+        self.body().rounds.store(rounds as u32, Relaxed);
+        // SAFETY: written by `push`.
+        Some(unsafe { self.slot(rounds).read() })
+    }
+
+    /// The rounds in it.
+    pub(super) fn rounds(&self) -> &[*mut u8] {
+        // SAFETY: so many are written, and they change only through `self`'s owner, who does not push or pop meanwhile.
+        unsafe { core::slice::from_raw_parts(self.slot(0), self.len()) }
+    }
+
+    /// Forgets its rounds.
+    pub(super) fn clear(&self) {
+        self.body().rounds.store(0, Relaxed);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.body().rounds.load(Relaxed) as usize
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::from_index(self.body().kind.load(Relaxed) as u8)
+    }
+
+    fn body(&self) -> &Body {
+        // SAFETY: the invariant of the type.
+        unsafe { self.0.as_ref() }
+    }
+
+    fn slot(&self, index: usize) -> *mut *mut u8 {
+        self.0.as_ptr().wrapping_add(1).cast::<*mut u8>().wrapping_add(index)
+    }
+}
+
+/// A place for a magazine.
+#[derive(Debug)]
+pub(super) struct Place(AtomicPtr<Body>);
+
+impl Place {
+    pub(super) const fn empty() -> Self {
+        Self(AtomicPtr::new(core::ptr::null_mut()))
+    }
+
+    /// Takes the magazine out, if there is one.
+    pub(super) fn take(&self) -> Option<Magazine> {
+        let body = self.0.load(Relaxed);
+        self.0.store(core::ptr::null_mut(), Relaxed);
+        NonNull::new(body).map(Magazine)
+    }
+
+    /// Puts a magazine in; there is none in it.
+    pub(super) fn put(&self, magazine: Option<Magazine>) {
+        self.0.store(magazine.map_or(core::ptr::null_mut(), |magazine| magazine.0.as_ptr()), Relaxed);
+    }
+
+    /// Calls `look` with the magazine in it.
+    #[inline]
+    pub(super) fn with<T>(&self, look: impl FnOnce(&Magazine) -> T) -> Option<T> {
+        NonNull::new(self.0.load(Relaxed)).map(|body| look(&Magazine(body)))
+    }
+}
+
+/// Magazines one behind the other.
+#[derive(Debug)]
+pub(super) struct List {
+    first: Place,
+    length: usize,
+    /// The shortest that it was since the interval began: so many it did without.
+    shortest: usize,
+}
+
+impl List {
+    pub(super) const fn new() -> Self {
+        Self { first: Place::empty(), length: 0, shortest: 0 }
+    }
+
+    pub(super) fn push(&mut self, magazine: Magazine) {
+        let next = self.first.take().map_or(core::ptr::null_mut(), |next| next.0.as_ptr());
+        magazine.body().next.store(next, Relaxed);
+        self.first.put(Some(magazine));
+        self.length += 1;
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Magazine> {
+        let magazine = self.first.take()?;
+        let next = magazine.body().next.load(Relaxed);
+        self.first.put(NonNull::new(next).map(Magazine));
+        self.length -= 1;
+        self.shortest = self.shortest.min(self.length);
+        Some(magazine)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Begins an interval, and says how many magazines the last one did not need.
+    pub(super) fn end_interval(&mut self) -> usize {
+        core::mem::replace(&mut self.shortest, self.length)
+    }
+
+    /// Calls `look` with each.
+    pub(super) fn for_each(&self, mut look: impl FnMut(&Magazine)) {
+        let mut next = self.first.0.load(Relaxed);
+        while let Some(body) = NonNull::new(next) {
+            let magazine = Magazine(body);
+            look(&magazine);
+            next = magazine.body().next.load(Relaxed);
+        }
+    }
+}

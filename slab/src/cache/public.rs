@@ -1,0 +1,369 @@
+//! The cache that an embedder makes: by layout, without a type.
+
+use core::alloc::Layout;
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use super::core::Core;
+use super::geometry::Geometry;
+use super::shared::Caches;
+use super::slab::USED;
+use super::slabs::Lifecycle;
+use super::{AllocError, InitFailed, layout};
+use crate::fault::Fault;
+use crate::platform::Platform;
+use crate::stats::CacheStats;
+
+/// So many objects go back to their slabs with one hold of the lock.
+const BATCH: usize = 32;
+
+/// A cache of objects of one layout (Bonwick 1994, section 2).
+///
+/// It can be a `static`; it takes no memory, and is in no table, before its first allocation.
+///
+/// ```
+/// # use kslab::platform::NoInterrupts;
+/// use core::alloc::Layout;
+/// use kslab::{Cache, Heap};
+///
+/// static HEAP: Heap<NoInterrupts> = Heap::new();
+/// static INODES: Cache<NoInterrupts> = Cache::new(HEAP.caches(), "inode", Layout::new::<[u64; 75]>());
+///
+/// assert!(INODES.allocate().is_err(), "the heap has no memory yet");
+/// ```
+pub struct Cache<'a, P: Platform> {
+    caches: &'a Caches<P>,
+    name: &'static str,
+    layout: Layout,
+    lifecycle: Option<Lifecycle>,
+    limit: usize,
+    magazines: bool,
+    /// Null before the first use. A block of metadata.
+    core: AtomicPtr<Core<P>>,
+}
+
+/// Bytes of a cache line.
+const CACHE_LINE: usize = 64;
+
+impl<'a, P: Platform> Cache<'a, P> {
+    /// A cache of objects of `layout`, from the memory of `caches`. Tables call it `name`; several may have the same.
+    ///
+    /// An empty layout, one above 4 MiB or aligned to more than 2 MiB makes every allocation fail with
+    /// [`AllocError::BadLayout`].
+    pub const fn new(caches: &'a Caches<P>, name: &'static str, layout: Layout) -> Self {
+        let core = AtomicPtr::new(core::ptr::null_mut());
+        Self { caches, name, layout, lifecycle: None, limit: usize::MAX, magazines: true, core }
+    }
+
+    /// Aligns objects to a cache line of the hardware, 64 bytes, so that no two share one.
+    #[must_use]
+    pub const fn cache_line_aligned(mut self) -> Self {
+        self.align_to_cache_line();
+        self
+    }
+
+    pub(super) const fn align_to_cache_line(&mut self) {
+        if self.layout.align() < CACHE_LINE {
+            self.layout = layout(self.layout.size(), CACHE_LINE);
+        }
+    }
+
+    /// Never more than `objects` out of their slabs: allocated, or free in magazines.
+    #[must_use]
+    pub const fn with_limit(mut self, objects: usize) -> Self {
+        self.limit(objects);
+        self
+    }
+
+    pub(super) const fn limit(&mut self, objects: usize) {
+        self.limit = objects;
+    }
+
+    /// Without magazines: every object goes to its slab at once, for caches of few or rarely used objects.
+    #[must_use]
+    pub const fn without_magazines(mut self) -> Self {
+        self.magazines = false;
+        self
+    }
+
+    /// Constructs objects: `init` when their memory enters the cache, `fini` when it leaves it. In between an object is
+    /// allocated and freed any number of times, and whoever frees it leaves it constructed.
+    ///
+    /// Neither is called with a lock held; both may allocate and free, from this cache too. An `init` that fails or panics
+    /// leaves its slot free.
+    ///
+    /// # Safety
+    ///
+    /// Both are called with a pointer to an object of the cache's layout that is nobody else's: `init` with memory that is not
+    /// initialised, `fini` with what `init` made of it and users left of it.
+    #[must_use]
+    pub const unsafe fn with_constructor(
+        mut self,
+        init: unsafe fn(*mut u8) -> Result<(), InitFailed>,
+        fini: unsafe fn(*mut u8),
+    ) -> Self {
+        self.lifecycle = Some(Lifecycle { init, fini });
+        self
+    }
+
+    /// Its name in tables.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The layout of its objects.
+    pub const fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// An object: constructed if the cache constructs, else not initialised.
+    ///
+    /// # Errors
+    ///
+    /// See [`AllocError`]; nothing has changed then. Before it fails for want of memory it has had memory given back and called
+    /// the callbacks of [`reclaim`](crate::reclaim).
+    #[inline]
+    pub fn allocate(&self) -> Result<NonNull<u8>, AllocError> {
+        let core = self.core()?;
+        match core.allocate(self.caches, true, USED) {
+            Err(AllocError::NoMemory | AllocError::AtLimit) => core.allocate_with_relief(self.caches, USED),
+            result => result,
+        }
+    }
+
+    /// An object that is free already: takes no memory, and so never waits for any.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError::WouldGrow`] where there is none, or as [`allocate`](Self::allocate).
+    pub fn allocate_without_growing(&self) -> Result<NonNull<u8>, AllocError> {
+        self.core()?.allocate(self.caches, false, USED)
+    }
+
+    /// Fills the front of `objects` with objects, and says how many: fewer than asked for only where the next one failed.
+    pub fn allocate_bulk(&self, objects: &mut [*mut u8]) -> usize {
+        for (filled, place) in objects.iter_mut().enumerate() {
+            match self.allocate() {
+                Ok(object) => *place = object.as_ptr(),
+                Err(_) => return filled,
+            }
+        }
+        objects.len()
+    }
+
+    /// Frees an object. What is no allocated object of this cache is refused with a report: see *Bad frees* in the crate's
+    /// documentation.
+    ///
+    /// # Safety
+    ///
+    /// It came from this cache, nobody uses it any more, and if the cache constructs, it is as its constructor left it.
+    #[inline]
+    pub unsafe fn free(&self, object: NonNull<u8>) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.try_free(object) }.unwrap_or_else(|fault| fault.report(object.as_ptr()));
+    }
+
+    unsafe fn try_free(&self, object: NonNull<u8>) -> Result<(), Fault> {
+        let core = self.existing().ok_or(Fault::BadAddress)?;
+        // SAFETY: passed on to the caller.
+        unsafe { core.free(self.caches, object.as_ptr(), USED) }.map_err(|fault| self.name_owner(object, fault))
+    }
+
+    /// A pointer of another cache is named as that.
+    #[cold]
+    fn name_owner(&self, object: NonNull<u8>, fault: Fault) -> Fault {
+        match self.caches.name_of_owner(object.as_ptr()) {
+            Some(owner) if fault == Fault::BadBase && owner != self.name => {
+                Fault::WrongCache { freed: self.name, owner }
+            }
+            _ => fault,
+        }
+    }
+
+    /// Frees many objects with few holds of a lock, past the magazines. One that is refused stops it with the report: those before it
+    /// are freed then.
+    ///
+    /// # Safety
+    ///
+    /// As [`free`](Self::free), for each.
+    pub unsafe fn free_bulk(&self, objects: &[NonNull<u8>]) {
+        let Some(core) = self.existing() else { return };
+        let mut batch = [core::ptr::null_mut(); BATCH];
+        for chunk in objects.chunks(BATCH) {
+            let mut taken = 0;
+            let mut fault = None;
+            for object in chunk {
+                match core.take_back(self.caches, object.as_ptr(), USED) {
+                    Ok(()) => {
+                        batch[taken] = object.as_ptr();
+                        taken += 1;
+                    }
+                    Err(found) => {
+                        fault = Some((*object, self.name_owner(*object, found)));
+                        break;
+                    }
+                }
+            }
+            core.put_batch(self.caches, &batch[..taken]);
+            if let Some((object, fault)) = fault {
+                fault.report(object.as_ptr());
+            }
+        }
+    }
+
+    /// Gives back what the cache holds and does not use: what is in the magazines of this CPU and of the depot, and empty
+    /// slabs. Returns the page frames that went back.
+    pub fn shrink(&self) -> usize {
+        self.existing().map_or(0, |core| core.reap(self.caches))
+    }
+
+    /// Counts; all 0 before the first use.
+    pub fn stats(&self) -> Option<CacheStats> {
+        self.existing().map(Core::stats)
+    }
+
+    /// Calls `visit` with each object that is allocated, in no order and with no lock held. What is allocated or freed
+    /// meanwhile may be left out or visited.
+    pub fn for_each_object(&self, mut visit: impl FnMut(NonNull<u8>)) {
+        if let Some(core) = self.existing() {
+            core.slabs.for_each_used(self.caches.frames(), |object| _ = NonNull::new(object).map(&mut visit));
+        }
+    }
+
+    /// Ends the cache: the objects in all magazines go back, those that are constructed are destroyed, and the slabs go back to
+    /// the page frames.
+    ///
+    /// # Errors
+    ///
+    /// With objects still allocated it refuses, and returns the cache with their number; nothing has changed.
+    pub fn destroy(self) -> Result<(), InUse<'a, P>> {
+        let objects = self.existing().map_or(0, Core::in_use);
+        if objects > 0 {
+            return Err(InUse { cache: self, objects });
+        }
+        Ok(())
+    }
+
+    /// Prepares a reserve of `objects` objects; see [`Reserve`](crate::Reserve).
+    ///
+    /// # Errors
+    ///
+    /// As [`allocate`](Self::allocate); nothing is kept then.
+    pub fn reserve(&self, objects: usize) -> Result<super::Reserve<'_, P>, AllocError> {
+        super::Reserve::new(self, objects)
+    }
+
+    pub(super) fn caches(&self) -> &'a Caches<P> {
+        self.caches
+    }
+
+    /// Takes an object back from its user without giving it to anybody.
+    pub(super) fn take_back(&self, object: NonNull<u8>) -> Result<(), Fault> {
+        let core = self.existing().ok_or(Fault::BadAddress)?;
+        core.take_back(self.caches, object.as_ptr(), USED).map_err(|fault| self.name_owner(object, fault))
+    }
+
+    /// Hands out an object that was taken back.
+    pub(super) fn hand_out(&self, object: NonNull<u8>) {
+        if let Some(core) = self.existing() {
+            core.hand_out(self.caches, object.as_ptr(), USED);
+        }
+    }
+
+    pub(super) fn keep(&self, object: NonNull<u8>) {
+        if let Some(core) = self.existing() {
+            core.keep(self.caches, object.as_ptr());
+        }
+    }
+
+    #[inline]
+    fn existing(&self) -> Option<&Core<P>> {
+        // SAFETY: null, or what `create` has made, which stays until `self` is dropped.
+        unsafe { self.core.load(Ordering::Acquire).as_ref() }
+    }
+
+    #[inline]
+    fn core(&self) -> Result<&Core<P>, AllocError> {
+        self.existing().map_or_else(|| self.create(), Ok)
+    }
+
+    #[cold]
+    fn create(&self) -> Result<&Core<P>, AllocError> {
+        let geometry = Geometry::new(self.layout).ok_or(AllocError::BadLayout)?;
+        let memory = self.caches.allocate_metadata(size_of::<Core<P>>()).ok_or(AllocError::NoMemory)?.cast::<Core<P>>();
+        let (Ok(id), true) = (self.caches.new_id(), align_of::<Core<P>>() <= size_of::<Core<P>>().next_power_of_two())
+        else {
+            // SAFETY: allocated above with this size.
+            unsafe { self.caches.free_metadata(memory.as_ptr().cast(), size_of::<Core<P>>()) };
+            return Err(AllocError::TooManyCaches);
+        };
+        let mut core = Core::new(self.name, id, geometry, self.lifecycle, self.magazines);
+        core.namesake = self.caches.count_named(self.name);
+        core.slabs.set_limit(self.limit);
+        // SAFETY: the memory is ours, large enough, and aligned as metadata is.
+        unsafe { memory.write(core) };
+        let (null, new) = (core::ptr::null_mut(), memory.as_ptr());
+        match self.core.compare_exchange(null, new, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {
+                // SAFETY: just written; it stays there until `drop` unregisters it.
+                let core = unsafe { memory.as_ref() };
+                // SAFETY: as above.
+                unsafe { self.caches.register(core) };
+                Ok(core)
+            }
+            Err(other) => {
+                // SAFETY: allocated above with this size, and never shown to anybody.
+                unsafe { self.caches.free_metadata(new.cast(), size_of::<Core<P>>()) };
+                // SAFETY: another CPU was first; its core is there as ours would be.
+                Ok(unsafe { &*other })
+            }
+        }
+    }
+}
+
+/// Ends the cache as [`destroy`](Cache::destroy) does. With objects still allocated it and they stay as they are for good: in
+/// tables, and usable by pointer.
+impl<P: Platform> Drop for Cache<'_, P> {
+    fn drop(&mut self) {
+        let Some(core) = self.existing() else { return };
+        if core.in_use() > 0 {
+            return;
+        }
+        // SAFETY: `self` is borrowed by nobody, so no CPU is in any of its methods.
+        unsafe { core.tear_down(self.caches) };
+        let memory = self.core.load(Ordering::Relaxed);
+        if self.caches.unregister(core) {
+            // SAFETY: allocated in `create` with this size, and now known to nobody.
+            unsafe { self.caches.free_metadata(memory.cast(), size_of::<Core<P>>()) };
+        }
+    }
+}
+
+/// A cache that was not destroyed, because objects of it are allocated.
+pub struct InUse<'a, P: Platform> {
+    /// The cache, as it was.
+    pub cache: Cache<'a, P>,
+    /// How many objects are allocated; [`Cache::for_each_object`] lists them.
+    pub objects: usize,
+}
+
+impl<P: Platform> fmt::Display for InUse<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cache {} is not destroyed: {} of its objects are allocated", self.cache.name, self.objects)
+    }
+}
+
+impl<P: Platform> fmt::Debug for InUse<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl<P: Platform> core::error::Error for InUse<'_, P> {}
+
+impl<P: Platform> fmt::Debug for Cache<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").field("name", &self.name).field("layout", &self.layout).finish_non_exhaustive()
+    }
+}

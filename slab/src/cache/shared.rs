@@ -1,0 +1,324 @@
+//! What the caches of one allocator share: page frames, metadata, the registry, and the way out when memory is short.
+
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering::Relaxed};
+
+use super::core::Core;
+use super::geometry::Geometry;
+use super::slabs::Slabs;
+use super::{AllocError, layout};
+use crate::frames::{Frame, Frames, Order, Owner};
+use crate::lock::IrqLock;
+use crate::memory::FRAME_SIZE;
+use crate::platform::Platform;
+use crate::reclaim::{Reclaim, Relief};
+use crate::verify::Broken;
+
+/// Metadata comes in blocks of 64, 128, ... 1024 bytes, each from a cache without magazines; what is larger, in frames.
+const METADATA: usize = 5;
+const SMALLEST_METADATA: usize = 64;
+
+/// How many caches there are for the size classes of a heap.
+pub(crate) const CLASSES: usize = 64;
+
+/// Numbers of caches: the size classes have theirs from 0 on, then metadata, then those that an embedder makes.
+const FIRST_METADATA: u32 = CLASSES as u32;
+const FIRST_REGISTERED: u32 = FIRST_METADATA + METADATA as u32;
+const LAST: u32 = (1 << 24) - 1;
+
+/// The caches of one allocator and the page frames beneath them.
+///
+/// A [`Heap`](crate::Heap) has one; its [`caches`](crate::Heap::caches) is what a [`Cache`](crate::Cache) is made with.
+pub struct Caches<P> {
+    frames: Frames<P>,
+    metadata: [Slabs<P>; METADATA],
+    /// Those of the heap's size classes.
+    general: [Core<P>; CLASSES],
+    registry: IrqLock<P, Registry<P>>,
+    /// Goes up when memory is short; a CPU that sees it gives up what its magazines hold.
+    reap_epoch: AtomicU32,
+    pub(crate) reclaim: Reclaim<P>,
+}
+
+/// The caches that an embedder has made, in the order of their making.
+struct Registry<P> {
+    first: AtomicPtr<Core<P>>,
+    last: AtomicPtr<Core<P>>,
+    next_id: u32,
+}
+
+impl<P> Caches<P> {
+    /// No memory, and the caches of the size classes.
+    pub(crate) const fn new(frames: Frames<P>, classes: &[(&'static str, usize); CLASSES]) -> Self {
+        let mut metadata = [const { Slabs::new(FIRST_METADATA, geometry(SMALLEST_METADATA), None) }; METADATA];
+        let mut index = 1;
+        while index < METADATA {
+            metadata[index] = Slabs::new(FIRST_METADATA + index as u32, geometry(SMALLEST_METADATA << index), None);
+            index += 1;
+        }
+        let mut general = [const { Core::new("", 0, geometry(8), None, true) }; CLASSES];
+        let mut class = 0;
+        while class < CLASSES {
+            general[class] = Core::new(classes[class].0, class as u32, geometry(classes[class].1), None, true);
+            class += 1;
+        }
+        let null = core::ptr::null_mut();
+        let registry = Registry { first: AtomicPtr::new(null), last: AtomicPtr::new(null), next_id: FIRST_REGISTERED };
+        Self {
+            frames,
+            metadata,
+            general,
+            registry: IrqLock::new(registry),
+            reap_epoch: AtomicU32::new(0),
+            reclaim: Reclaim::new(),
+        }
+    }
+
+    /// The page frames beneath.
+    pub const fn frames(&self) -> &Frames<P> {
+        &self.frames
+    }
+}
+
+/// The slabs for objects of so many bytes, aligned to the largest power of two that divides it, up to a page.
+const fn geometry(size: usize) -> Geometry {
+    let natural = 1 << size.trailing_zeros();
+    match Geometry::new(layout(size, if natural < FRAME_SIZE { natural } else { FRAME_SIZE })) {
+        Some(geometry) => geometry,
+        None => panic!("no slab for a size class"),
+    }
+}
+
+impl<P: Platform> Caches<P> {
+    /// The cache of a size class.
+    #[inline]
+    pub(crate) fn class(&self, class: usize) -> &Core<P> {
+        &self.general[class]
+    }
+
+    /// The cache of the size class with this number.
+    #[inline]
+    pub(crate) fn class_by_id(&self, id: u32) -> Option<&Core<P>> {
+        self.general.get(id as usize)
+    }
+
+    /// A run of page frames, from the frame source if there is one and it must be.
+    pub(crate) fn allocate_frames(&self, count: u32, alignment: Order) -> Option<Frame> {
+        self.frames.allocate_run(count, alignment)
+    }
+
+    /// A block for the allocator itself, aligned to its size up to a page, which is a power of two or rounded up to one.
+    pub(crate) fn allocate_metadata(&self, bytes: usize) -> Option<NonNull<u8>> {
+        match self.metadata_cache(bytes) {
+            Some(slabs) => NonNull::new(slabs.take(self, true).ok()?.0),
+            None => {
+                let frame = self.allocate_frames(bytes.div_ceil(FRAME_SIZE) as u32, Order::ZERO)?;
+                NonNull::new(self.frames.pointer(frame))
+            }
+        }
+    }
+
+    /// Frees a block that [`allocate_metadata`](Self::allocate_metadata) returned.
+    ///
+    /// # Safety
+    ///
+    /// It has that size, and nobody uses it any more.
+    pub(crate) unsafe fn free_metadata(&self, block: *mut u8, bytes: usize) {
+        match self.metadata_cache(bytes) {
+            Some(slabs) => slabs.put(self, &[block], false),
+            None => {
+                let Some(frame) = self.frames.frame_of(block) else { return };
+                // SAFETY: the caller gives it up.
+                unsafe { self.frames.free_run(frame, bytes.div_ceil(FRAME_SIZE) as u32) };
+            }
+        }
+    }
+
+    fn metadata_cache(&self, bytes: usize) -> Option<&Slabs<P>> {
+        let index = bytes.max(SMALLEST_METADATA).next_power_of_two().ilog2() - SMALLEST_METADATA.ilog2();
+        self.metadata.get(index as usize)
+    }
+
+    /// Whether so little is free that nothing should be taken that one can do without.
+    pub(crate) fn memory_is_short(&self) -> bool {
+        self.frames.below_low()
+    }
+
+    pub(crate) fn reap_epoch(&self) -> u32 {
+        self.reap_epoch.load(Relaxed)
+    }
+
+    /// Gives back what the caches hold and do not use: the magazines of this CPU and of the depots, and all empty slabs. Other
+    /// CPUs follow when they next exchange a magazine or call `maintain`. Returns the page frames that went back.
+    pub(crate) fn reap(&self) -> usize {
+        self.reap_epoch.fetch_add(1, Relaxed);
+        let mut frames = 0;
+        self.for_each(|cache| frames += cache.reap(self));
+        self.metadata.iter().for_each(|slabs| frames += slabs.reap(self, true));
+        self.frames.drain_stock();
+        frames
+    }
+
+    /// Gives up what this CPU's magazines hold where memory has been called for since it last looked.
+    pub(crate) fn follow_reap(&self) {
+        self.for_each(|cache| cache.follow_reap(self));
+    }
+
+    /// Gives every CPU its places for magazines of the size classes, where there is enough memory to use them.
+    pub(crate) fn set_up_cpus(&self) {
+        self.general.iter().for_each(|cache| cache.magazines.set_up(self));
+    }
+
+    /// An interval is over for every cache.
+    pub(crate) fn end_interval(&self) {
+        self.for_each(|cache| cache.end_interval(self));
+        for slabs in &self.metadata {
+            slabs.end_interval();
+            slabs.reap(self, false);
+        }
+    }
+
+    /// Calls `attempt` until it succeeds or there is nothing left that could help it; between the attempts memory is freed.
+    ///
+    /// No lock is held meanwhile.
+    pub(crate) fn with_relief<T>(&self, bytes: usize, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+        let Some(mut relief) = Relief::begin(self, bytes) else {
+            // Some CPU, or this one further out, is at it: only what is safe to do twice at once.
+            self.reap();
+            return attempt();
+        };
+        while relief.step() {
+            if let Some(done) = attempt() {
+                return Some(done);
+            }
+        }
+        None
+    }
+
+    /// A number for a new cache, which is put last in the registry.
+    ///
+    /// # Safety
+    ///
+    /// `cache` stays where it is until [`unregister`](Self::unregister).
+    pub(crate) unsafe fn register(&self, cache: &Core<P>) {
+        let registry = self.registry.lock();
+        let this = core::ptr::from_ref(cache).cast_mut();
+        let last = registry.last.load(Relaxed);
+        // SAFETY: what is in the registry is there.
+        match unsafe { last.as_ref() } {
+            Some(last) => last.next.store(this, Relaxed),
+            None => registry.first.store(this, Relaxed),
+        }
+        cache.previous.store(last, Relaxed);
+        registry.last.store(this, Relaxed);
+    }
+
+    /// The next number for a cache that registers.
+    pub(crate) fn new_id(&self) -> Result<u32, AllocError> {
+        let mut registry = self.registry.lock();
+        if registry.next_id > LAST {
+            return Err(AllocError::TooManyCaches);
+        }
+        registry.next_id += 1;
+        Ok(registry.next_id - 1)
+    }
+
+    /// Takes a cache out of the registry. Whether the caller must free it: else somebody looks at it, and frees it then.
+    pub(crate) fn unregister(&self, cache: &Core<P>) -> bool {
+        let registry = self.registry.lock();
+        let (next, previous) = (cache.next.load(Relaxed), cache.previous.load(Relaxed));
+        // SAFETY: what is in the registry is there.
+        match unsafe { previous.as_ref() } {
+            Some(previous) => previous.next.store(next, Relaxed),
+            None => registry.first.store(next, Relaxed),
+        }
+        // SAFETY: as above.
+        match unsafe { next.as_ref() } {
+            Some(next) => next.previous.store(previous, Relaxed),
+            None => registry.last.store(previous, Relaxed),
+        }
+        cache.dead.store(true, Relaxed);
+        cache.visitors.load(Relaxed) == 0
+    }
+
+    /// Calls `visit` with each cache of the size classes and of the registry, with no lock held.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(&Core<P>)) {
+        self.general.iter().for_each(&mut visit);
+        let mut position = self.enter_first();
+        while let Some(cache) = position {
+            visit(cache);
+            position = self.enter_next(cache);
+        }
+    }
+
+    fn enter_first(&self) -> Option<&Core<P>> {
+        let registry = self.registry.lock();
+        // SAFETY: what is in the registry is there, and as long as it has a visitor it stays in memory.
+        let first = unsafe { registry.first.load(Relaxed).as_ref() }?;
+        first.visitors.fetch_add(1, Relaxed);
+        Some(first)
+    }
+
+    /// Leaves a cache for the one after it.
+    fn enter_next(&self, cache: &Core<P>) -> Option<&Core<P>> {
+        let registry = self.registry.lock();
+        let dead = cache.dead.load(Relaxed);
+        // A dead cache no longer knows its neighbours: the visit ends there.
+        let next = if dead { core::ptr::null_mut() } else { cache.next.load(Relaxed) };
+        // SAFETY: as in `enter_first`.
+        let next = unsafe { next.as_ref() };
+        if let Some(next) = next {
+            next.visitors.fetch_add(1, Relaxed);
+        }
+        let last_visitor = cache.visitors.fetch_sub(1, Relaxed) == 1;
+        drop(registry);
+        if dead && last_visitor {
+            // SAFETY: out of the registry, and this was the last look at it.
+            unsafe { self.free_metadata(core::ptr::from_ref(cache).cast_mut().cast(), size_of::<Core<P>>()) };
+        }
+        next
+    }
+
+    /// The name of the cache that the slab around `object` belongs to.
+    #[cold]
+    pub(crate) fn name_of_owner(&self, object: *const u8) -> Option<&'static str> {
+        let Owner::Slab { cache: id, .. } = self.frames.owner(self.frames.frame_of(object)?) else { return None };
+        let mut name = None;
+        self.for_each(|cache| {
+            if cache.slabs.id == id {
+                name = Some(cache.name);
+            }
+        });
+        name
+    }
+
+    /// How many caches in the registry have this name already.
+    pub(crate) fn count_named(&self, name: &str) -> u32 {
+        let mut count = 0;
+        self.for_each(|cache| count += u32::from(cache.name == name));
+        count
+    }
+
+    /// Checks the invariants of the page frames and of every cache.
+    ///
+    /// # Errors
+    ///
+    /// The first that does not hold. While other CPUs allocate and free, a count may be reported that was only on its way.
+    pub fn verify(&self) -> Result<(), Broken> {
+        self.frames.verify()?;
+        let mut result = Ok(());
+        self.for_each(|cache| {
+            if result.is_ok() {
+                result = cache.verify(self);
+            }
+        });
+        self.metadata.iter().try_fold((), |(), slabs| slabs.verify(&self.frames)).and(result)
+    }
+}
+
+impl<P> fmt::Debug for Caches<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Caches").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,110 @@
+//! How large magazines are, and when they grow.
+//!
+//! A magazine fills a block of 64, 128, ... 1024 bytes. Its first two words are a link and a count; the rest are rounds:
+//!
+//! | objects of up to | rounds at first | rounds at most | kept by a CPU at most |
+//! |---|---|---|---|
+//! | 128 bytes | 14 | 126 | 32 KiB |
+//! | 512 bytes | 14 | 62 | 64 KiB |
+//! | 2 KiB | 6 | 30 | 128 KiB |
+//! | 8 KiB | 6 | 14 | 256 KiB |
+//! | 32 KiB | 6 | 6 | 512 KiB |
+//!
+//! Larger objects go to their slabs at once. Magazines start small, since many caches are hardly used, and take the next
+//! size when CPUs meet at the depot's lock (section 3.4 of the 2001 paper). They do not grow while memory is short.
+
+#![forbid(unsafe_code)]
+
+/// A size of magazine: kind k takes 64 * 2^k bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Kind(u8);
+
+/// The layer is off in heaps with less memory than this: what magazines hold back would be missed.
+pub(crate) const LEAST_MEMORY: usize = 1 << 20;
+
+/// So many meetings at the depot's lock in an interval, and magazines grow.
+const CONTENTION: u32 = 3;
+
+/// A depot may hold full magazines of this fraction of all memory.
+const SHARE_OF_MEMORY: usize = 256;
+
+impl Kind {
+    /// Bytes of a magazine's memory.
+    pub(crate) const fn bytes(self) -> usize {
+        64 << self.0
+    }
+
+    /// Rounds that it holds.
+    pub(crate) const fn rounds(self) -> usize {
+        self.bytes() / size_of::<usize>() - 2
+    }
+
+    pub(crate) const fn index(self) -> u8 {
+        self.0
+    }
+
+    pub(crate) const fn from_index(index: u8) -> Self {
+        Self(index)
+    }
+}
+
+/// The kinds that a cache may use, from first to largest; `None` where its objects are too large for magazines.
+pub(crate) const fn kinds_for(object_size: usize) -> Option<(Kind, Kind)> {
+    let (first, largest) = match object_size {
+        0..=128 => (1, 4),
+        129..=512 => (1, 3),
+        513..=2048 => (0, 2),
+        2049..=8192 => (0, 1),
+        8193..=32768 => (0, 0),
+        _ => return None,
+    };
+    Some((Kind(first), Kind(largest)))
+}
+
+/// The kind to use after an interval with so much contention at the depot.
+pub(crate) fn next_kind(current: Kind, largest: Kind, contention: u32, memory_is_short: bool) -> Kind {
+    if contention > CONTENTION && current < largest && !memory_is_short { Kind(current.0 + 1) } else { current }
+}
+
+/// Full magazines that a depot may hold, so that what is freed does not stay for ever where nobody calls `maintain`.
+pub(crate) fn most_full_magazines(memory: usize, object_size: usize, kind: Kind) -> usize {
+    (memory / SHARE_OF_MEMORY / (object_size * kind.rounds())).max(4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_the_documentation_is_true() {
+        let table = [(128, 14, 126, 32), (512, 14, 62, 64), (2048, 6, 30, 128), (8192, 6, 14, 256), (32768, 6, 6, 512)];
+        let mut below = 1;
+        for (size, first, largest, kept) in table {
+            for size in [below, size] {
+                let kinds = kinds_for(size).unwrap();
+                assert_eq!((kinds.0.rounds(), kinds.1.rounds()), (first, largest), "{size}");
+                // The loaded magazine and the previous one.
+                assert!(2 * kinds.1.rounds() * size <= kept * 1024);
+            }
+            below = size + 1;
+        }
+        assert_eq!(kinds_for(32769), None);
+    }
+
+    #[test]
+    fn magazines_grow_with_contention_up_to_the_largest_and_never_when_memory_is_short() {
+        let (first, largest) = kinds_for(64).unwrap();
+        assert_eq!(next_kind(first, largest, CONTENTION, false), first);
+        assert_eq!(next_kind(first, largest, CONTENTION + 1, true), first);
+        let next = next_kind(first, largest, CONTENTION + 1, false);
+        assert_eq!(next.bytes(), 2 * first.bytes());
+        assert_eq!(next_kind(largest, largest, 1000, false), largest);
+    }
+
+    #[test]
+    fn a_depot_holds_a_small_share_of_memory() {
+        let kind = kinds_for(64).unwrap().0;
+        assert_eq!(most_full_magazines(256 << 20, 64, kind), (1 << 20) / (64 * 14));
+        assert_eq!(most_full_magazines(1 << 20, 4096, kind), 4, "a few always");
+    }
+}
