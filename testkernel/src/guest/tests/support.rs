@@ -16,12 +16,16 @@ pub(super) fn frames() -> &'static kslab::Frames<kslab::platform::X86_64> {
     HEAP.frames()
 }
 
-/// Runs `body` and checks that all memory that it took is back.
+/// Runs `body` and checks that all memory that it took is back, once nothing is kept in magazines and empty slabs, and that
+/// every invariant of the allocator holds.
 pub(super) fn unchanged<T>(body: impl FnOnce() -> T) {
     let in_use = || HEAP.cache_stats().map(|cache| cache.in_use).sum::<usize>();
+    HEAP.shrink();
     let before = (frames().stats(), in_use());
     drop(body());
+    HEAP.shrink();
     assert_eq!((frames().stats(), in_use()), before, "memory is missing, or free blocks have not merged");
+    assert_eq!(HEAP.verify(), Ok(()));
 }
 
 /// The counts of the cache of `size`-byte objects.
