@@ -94,10 +94,12 @@ pub mod platform;
 pub mod stats;
 #[cfg(test)]
 mod testing;
+mod verify;
 
-pub use frames::{Frame, Frames, InitError, Order};
+pub use frames::{AddError, Frame, FrameBlock, Frames, InitError, Order, RemoveError};
 pub use heap::Heap;
 pub use lock::{IrqGuard, IrqLock};
+pub use verify::Broken;
 
 const _: () = assert!(usize::BITS == 64, "kslab is for 64-bit machines");
 

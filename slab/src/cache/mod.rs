@@ -90,7 +90,7 @@ impl<P: Platform> Cache<P> {
         let frame = frames.allocate(self.geometry.order)?;
         // SAFETY: the block is just allocated and has the right order.
         unsafe { Slab::create(frames.pointer(frame), &self.geometry) };
-        frames.make_slab(frame, self.geometry.order, self.index);
+        frames.make_slab(frame, self.geometry.order.frames(), self.index, (frame, 0));
         state.slabs += 1;
         state.partial = Some(frame);
         Some(frame)
@@ -117,7 +117,7 @@ impl<P: Platform> Cache<P> {
         if used == 0 {
             self.unlink(&mut state, frames, first);
             state.slabs -= 1;
-            frames.free_slab(first, self.geometry.order);
+            frames.free_slab(first, self.geometry.order.frames());
         }
         Ok(())
     }
@@ -135,7 +135,7 @@ impl<P: Platform> Cache<P> {
     fn find(&self, frames: &Frames<P>, object: *const u8) -> Result<(Frame, usize), Fault> {
         let frame = frames.frame_of(object).ok_or(Fault::BadAddress)?;
         let first = match frames.owner(frame) {
-            Owner::Slab { first, cache } if cache == self.index => first,
+            Owner::Slab { order, cache } if cache == self.index => frame.block_start(order),
             _ => return Err(frames.fault_at(frame)),
         };
         let offset = object.addr().wrapping_sub(frames.pointer(first).addr());

@@ -163,7 +163,7 @@ impl<P: Platform> Heap<P> {
                 let block = Block::Frames { count, alignment: crate::Order::ZERO };
                 (Found::Frames { frame, count }, block.size())
             }
-            Owner::Free(_) | Owner::Nobody => return Err(self.frames.fault_at(frame)),
+            _ => return Err(self.frames.fault_at(frame)),
         };
         if found.1 != wanted.size() {
             return Err(Fault::BadSize { freed: wanted.size(), allocated: found.1 });
