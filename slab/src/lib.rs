@@ -92,15 +92,17 @@ mod lock;
 pub mod memory;
 pub mod platform;
 pub mod reclaim;
+mod source;
 pub mod stats;
 #[cfg(test)]
 mod testing;
 mod verify;
 
 pub use cache::{AllocError, Cache, Caches, InUse, InitFailed, Object, ObjectBox, ObjectCache, Reserve};
-pub use frames::{Frame, Frames, InitError, Order};
+pub use frames::{AddError, Frame, FrameBlock, Frames, InitError, Order, RemoveError};
 pub use heap::{Heap, SIZES};
 pub use lock::{IrqGuard, IrqLock};
+pub use source::{ChildHeap, FrameSource};
 pub use verify::Broken;
 
 const _: () = assert!(usize::BITS == 64, "kslab is for 64-bit machines");

@@ -4,6 +4,8 @@ use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering::Relaxed};
 
+use spin::Once;
+
 use super::core::Core;
 use super::geometry::Geometry;
 use super::slabs::Slabs;
@@ -13,6 +15,7 @@ use crate::lock::IrqLock;
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
 use crate::reclaim::{Reclaim, Relief};
+use crate::source::FrameSource;
 use crate::verify::Broken;
 
 /// Metadata comes in blocks of 64, 128, ... 1024 bytes, each from a cache without magazines; what is larger, in frames.
@@ -21,6 +24,17 @@ const SMALLEST_METADATA: usize = 64;
 
 /// How many caches there are for the size classes of a heap.
 pub(crate) const CLASSES: usize = 64;
+
+/// Frames that a source is asked for at least: 256 KiB.
+const LOAN: usize = 64;
+/// Loans for one allocation; of very small ones the first may go into records.
+const MOST_LOANS: usize = 8;
+/// Records of frames that fit into one, and other nodes that a new range can need.
+const RECORDS_IN_FRAME: usize = 256;
+const TREE_NODES: usize = 3;
+
+/// Names and sizes of the size classes.
+pub(crate) type Classes = [(&'static str, usize); CLASSES];
 
 /// Numbers of caches: the size classes have theirs from 0 on, then metadata, then those that an embedder makes.
 const FIRST_METADATA: u32 = CLASSES as u32;
@@ -31,7 +45,10 @@ const LAST: u32 = (1 << 24) - 1;
 ///
 /// A [`Heap`](crate::Heap) has one; its [`caches`](crate::Heap::caches) is what a [`Cache`](crate::Cache) is made with.
 pub struct Caches<P> {
+    name: &'static str,
     frames: Frames<P>,
+    /// Lends page frames where the heap's own are used up.
+    source: Once<&'static dyn FrameSource>,
     metadata: [Slabs<P>; METADATA],
     /// Those of the heap's size classes.
     general: [Core<P>; CLASSES],
@@ -50,35 +67,80 @@ struct Registry<P> {
 
 impl<P> Caches<P> {
     /// No memory, and the caches of the size classes.
-    pub(crate) const fn new(frames: Frames<P>, classes: &[(&'static str, usize); CLASSES]) -> Self {
-        let mut metadata = [const { Slabs::new(FIRST_METADATA, geometry(SMALLEST_METADATA), None) }; METADATA];
+    pub(crate) const fn new(frames: Frames<P>, classes: &Classes) -> Self {
+        let mut metadata = [const { metadata_slabs(0) }; METADATA];
         let mut index = 1;
         while index < METADATA {
-            metadata[index] = Slabs::new(FIRST_METADATA + index as u32, geometry(SMALLEST_METADATA << index), None);
+            metadata[index] = metadata_slabs(index);
             index += 1;
         }
-        let mut general = [const { Core::new("", 0, geometry(8), None, true) }; CLASSES];
+        let mut general = [const { general_cache(0, "", SMALLEST_METADATA) }; CLASSES];
         let mut class = 0;
         while class < CLASSES {
-            general[class] = Core::new(classes[class].0, class as u32, geometry(classes[class].1), None, true);
+            general[class] = general_cache(class, classes[class].0, classes[class].1);
             class += 1;
         }
-        let null = core::ptr::null_mut();
-        let registry = Registry { first: AtomicPtr::new(null), last: AtomicPtr::new(null), next_id: FIRST_REGISTERED };
         Self {
+            name: "",
             frames,
+            source: Once::new(),
             metadata,
             general,
-            registry: IrqLock::new(registry),
+            registry: IrqLock::new(Registry::new()),
             reap_epoch: AtomicU32::new(0),
             reclaim: Reclaim::new(),
         }
+    }
+
+    /// Writes what [`new`](Self::new) returns to `this`, piece by piece, with a name.
+    ///
+    /// # Safety
+    ///
+    /// There is room for it, aligned, which nobody else uses.
+    pub(crate) unsafe fn write_new(this: *mut Self, name: &'static str, classes: &Classes) {
+        // SAFETY: each field is written once, in the caller's room; the pattern names all of them.
+        unsafe {
+            (&raw mut (*this).name).write(name);
+            (&raw mut (*this).frames).write(Frames::new());
+            (&raw mut (*this).source).write(Once::new());
+            for index in 0..METADATA {
+                (&raw mut (*this).metadata[index]).write(metadata_slabs(index));
+            }
+            for (class, (name, size)) in classes.iter().enumerate() {
+                (&raw mut (*this).general[class]).write(general_cache(class, name, *size));
+            }
+            (&raw mut (*this).registry).write(IrqLock::new(Registry::new()));
+            (&raw mut (*this).reap_epoch).write(AtomicU32::new(0));
+            (&raw mut (*this).reclaim).write(Reclaim::new());
+            let Self { name: _, frames: _, source: _, metadata: _, general: _, registry: _, reap_epoch: _, reclaim: _ } =
+                &*this;
+        }
+    }
+
+    /// What the allocator is called.
+    pub(crate) const fn name(&self) -> &'static str {
+        self.name
     }
 
     /// The page frames beneath.
     pub const fn frames(&self) -> &Frames<P> {
         &self.frames
     }
+}
+
+impl<P> Registry<P> {
+    const fn new() -> Self {
+        let null = core::ptr::null_mut();
+        Self { first: AtomicPtr::new(null), last: AtomicPtr::new(null), next_id: FIRST_REGISTERED }
+    }
+}
+
+const fn metadata_slabs<P>(index: usize) -> Slabs<P> {
+    Slabs::new(FIRST_METADATA + index as u32, geometry(SMALLEST_METADATA << index), None)
+}
+
+const fn general_cache<P>(class: usize, name: &'static str, size: usize) -> Core<P> {
+    Core::new(name, class as u32, geometry(size), None, true)
 }
 
 /// The slabs for objects of so many bytes, aligned to the largest power of two that divides it, up to a page.
@@ -103,9 +165,47 @@ impl<P: Platform> Caches<P> {
         self.general.get(id as usize)
     }
 
-    /// A run of page frames, from the frame source if there is one and it must be.
+    /// A run of page frames, which the frame source lends where there is none.
+    #[inline]
     pub(crate) fn allocate_frames(&self, count: u32, alignment: Order) -> Option<Frame> {
-        self.frames.allocate_run(count, alignment)
+        self.frames.allocate_run(count, alignment).or_else(|| self.borrow_frames(count, alignment))
+    }
+
+    /// `false` where there is a source already.
+    pub(crate) fn set_source(&self, source: &'static dyn FrameSource) -> bool {
+        let mut set = false;
+        self.source.call_once(|| {
+            set = true;
+            source
+        });
+        set
+    }
+
+    #[cold]
+    fn borrow_frames(&self, count: u32, alignment: Order) -> Option<Frame> {
+        let source = *self.source.get()?;
+        for _ in 0..MOST_LOANS {
+            let (start, frames) =
+                loan_sizes(count, alignment)?.find_map(|frames| Some((source.lend(frames)?, frames)))?;
+            // SAFETY: the source lends memory that nobody else uses.
+            let added = unsafe { self.frames.add_lent(start.as_ptr(), frames * FRAME_SIZE) };
+            if !added {
+                let frame = |index| start.as_ptr().wrapping_add(index * FRAME_SIZE);
+                (0..frames).filter_map(|index| NonNull::new(frame(index))).for_each(|frame| source.take_back(frame));
+                return None;
+            }
+            self.set_up_cpus();
+            if let Some(frame) = self.frames.allocate_run(count, alignment) {
+                return Some(frame);
+            }
+        }
+        None
+    }
+
+    /// Gives free frames back to the source, down to `keep`.
+    fn repay(&self, keep: usize) -> usize {
+        let Some(source) = self.source.get() else { return 0 };
+        self.frames.return_free_to(&mut |frame| _ = NonNull::new(frame).map(|frame| source.take_back(frame)), keep)
     }
 
     /// A block for the allocator itself, aligned to its size up to a page, which is a power of two or rounded up to one.
@@ -157,6 +257,7 @@ impl<P: Platform> Caches<P> {
         self.for_each(|cache| frames += cache.reap(self));
         self.metadata.iter().for_each(|slabs| frames += slabs.reap(self, true));
         self.frames.drain_stock();
+        self.repay(0);
         frames
     }
 
@@ -177,6 +278,7 @@ impl<P: Platform> Caches<P> {
             slabs.end_interval();
             slabs.reap(self, false);
         }
+        self.repay(LOAN);
     }
 
     /// Calls `attempt` until it succeeds or there is nothing left that could help it; between the attempts memory is freed.
@@ -315,6 +417,15 @@ impl<P: Platform> Caches<P> {
         });
         self.metadata.iter().try_fold((), |(), slabs| slabs.verify(&self.frames)).and(result)
     }
+}
+
+/// How many frames to ask a source for, one after the other, so that a run of `count` with this alignment can surely be cut from
+/// them, with room for their records.
+fn loan_sizes(count: u32, alignment: Order) -> Option<impl Iterator<Item = usize>> {
+    let block = Order::containing(count)?.max(alignment).frames() as usize;
+    let surely = if block == 1 { 1 } else { 2 * block - 1 };
+    let records = surely.div_ceil(RECORDS_IN_FRAME) + TREE_NODES;
+    Some([LOAN.max(surely + records), surely + records, surely].into_iter())
 }
 
 impl<P> fmt::Debug for Caches<P> {

@@ -4,6 +4,7 @@
 //! fit. Locks: none of its own.
 
 mod classes;
+mod init;
 #[cfg(test)]
 mod tests;
 
@@ -13,8 +14,7 @@ use core::ptr::{self, NonNull};
 
 use crate::cache::{Caches, LENT, USED};
 use crate::fault::Fault;
-use crate::frames::{Frame, Frames, InitError, Order, Owner};
-use crate::memory::Region;
+use crate::frames::{Frame, Frames, Order, Owner};
 use crate::platform::Platform;
 use crate::reclaim::{self, Callback, Hook, TooManyCallbacks};
 use crate::stats::CacheStats;
@@ -41,6 +41,14 @@ impl<P> Heap<P> {
         Self { caches: Caches::new(Frames::new(), &classes::CACHES) }
     }
 
+    /// The same, with zones of page frames that meet at other physical addresses than 16 MiB and 4 GiB: those of the limits that
+    /// [`Frames::allocate_below`] is asked for most. They are rounded down to frames; a boundary below the first is raised
+    /// to it, and two that are equal leave the zone between them empty.
+    #[must_use]
+    pub const fn with_zones(boundaries: [u64; 2]) -> Self {
+        Self { caches: Caches::new(Frames::with_zones(boundaries), &classes::CACHES) }
+    }
+
     /// The page frames beneath, for whoever needs whole ones: page tables, stacks, buffers.
     pub const fn frames(&self) -> &Frames<P> {
         self.caches.frames()
@@ -53,33 +61,6 @@ impl<P> Heap<P> {
 }
 
 impl<P: Platform> Heap<P> {
-    /// Takes over all the usable memory of the map `regions`, which may be in any order and overlap (see
-    /// [`memory`](crate::memory)). `physical_memory` is where physical address 0 is mapped.
-    ///
-    /// The frame records go to the end of the largest usable range: 12 bytes for each 4096.
-    ///
-    /// # Errors
-    ///
-    /// See [`InitError`]; nothing has changed then.
-    ///
-    /// # Safety
-    ///
-    /// 1. All memory that the map calls usable, and no reserved region touches, is ordinary memory that nobody else uses
-    ///    from now on, and the iterator yields the same regions each time that it is cloned.
-    /// 2. All of it is mapped, writable, at `physical_memory` plus its physical address, for as long as the heap or anything
-    ///    allocated from it is used, and `physical_memory` may be used to access all of it.
-    /// 3. What [`Platform`] asks for holds where the heap is used: for [`X86_64`](crate::platform::X86_64), ring 0.
-    pub unsafe fn init<I>(&self, regions: I, physical_memory: *mut u8) -> Result<(), InitError>
-    where
-        I: IntoIterator<Item = Region>,
-        I::IntoIter: Clone,
-    {
-        // SAFETY: passed on to the caller.
-        unsafe { self.frames().init(regions, physical_memory) }?;
-        self.caches.set_up_cpus();
-        Ok(())
-    }
-
     /// A block for `layout`, not initialised; `None` where there is no memory for it.
     ///
     /// An empty layout gets a block too, of the smallest size; it must be freed like any other. Before it fails it has memory
