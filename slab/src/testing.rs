@@ -64,6 +64,12 @@ impl Machine {
         self.buffer.wrapping_sub(self.start as usize)
     }
 
+    /// The byte `offset` bytes into it.
+    pub(crate) fn at(&self, offset: usize) -> *mut u8 {
+        assert!(offset <= self.layout.size());
+        self.buffer.wrapping_add(offset)
+    }
+
     /// All of it, usable.
     pub(crate) fn region(&self) -> Region {
         Region::usable(self.start, self.layout.size() as u64)
@@ -88,6 +94,11 @@ impl Machine {
         heap
     }
 }
+
+// SAFETY: it only knows where the memory is.
+unsafe impl Send for Machine {}
+// SAFETY: as above.
+unsafe impl Sync for Machine {}
 
 impl Drop for Machine {
     fn drop(&mut self) {

@@ -188,7 +188,8 @@ impl<P: Platform> Caches<P> {
             let (start, frames) =
                 loan_sizes(count, alignment)?.find_map(|frames| Some((source.lend(frames)?, frames)))?;
             // SAFETY: the source lends memory that nobody else uses.
-            let added = unsafe { self.frames.add_lent(start.as_ptr(), frames * FRAME_SIZE) };
+            let added =
+                unsafe { self.frames.add_lent(start.as_ptr(), frames * FRAME_SIZE, || Some(source.lend(1)?.as_ptr())) };
             if !added {
                 let frame = |index| start.as_ptr().wrapping_add(index * FRAME_SIZE);
                 (0..frames).filter_map(|index| NonNull::new(frame(index))).for_each(|frame| source.take_back(frame));

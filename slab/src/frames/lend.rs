@@ -2,9 +2,10 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
+use super::init::pages;
 use super::stock::Stocks;
 use super::types::each;
-use super::{Frame, Frames, InitError, Order, Owner};
+use super::{AddError, Frame, Frames, InitError, Order, Owner};
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
 
@@ -16,18 +17,37 @@ impl<P: Platform> Frames<P> {
         Some(first)
     }
 
-    /// Takes over pages that a source lends; `false`, and nothing done, where that cannot be.
+    /// Takes over pages that a source lends; `false`, and nothing done, where that cannot be. Where neither they nor the free memory
+    /// can hold the nodes for their records, `page` is asked for a page for each. Those are not managed, and go back when
+    /// the allocator is dissolved.
     ///
     /// # Safety
     ///
-    /// As [`add_range`](Self::add_range), or where there is no memory yet, as [`init_range`](Self::init_range).
-    pub(crate) unsafe fn add_lent(&self, start: *mut u8, bytes: usize) -> bool {
+    /// As [`add_range`](Self::add_range), or where there is no memory yet, as [`init_range`](Self::init_range); and that also
+    /// holds for each page that `page` returns.
+    pub(crate) unsafe fn add_lent(
+        &self,
+        start: *mut u8,
+        bytes: usize,
+        mut page: impl FnMut() -> Option<*mut u8>,
+    ) -> bool {
         // SAFETY: passed on to the caller.
         match unsafe { self.init_range(start, bytes) } {
-            // SAFETY: as above.
-            Err(InitError::AlreadyInitialised) => unsafe { self.add_range(start, bytes) }.is_ok(),
-            first => first.is_ok(),
+            Err(InitError::AlreadyInitialised) => {}
+            first => return first.is_ok(),
         }
+        // SAFETY: as above.
+        match unsafe { self.add_range(start, bytes) } {
+            Err(AddError::MetadataDoesNotFit { .. }) => {}
+            added => return added.is_ok(),
+        }
+        let covered = match (pages(self.base.load(Relaxed), start, bytes), self.begin_change()) {
+            // SAFETY: each page is ours from now on, and this is the only change.
+            (Some(range), Some(_change)) => unsafe { self.records.cover(range, &mut page) }.is_some(),
+            _ => false,
+        };
+        // SAFETY: as above.
+        covered && unsafe { self.add_range(start, bytes) }.is_ok()
     }
 
     /// Takes free frames out of the allocator, largest blocks first, until no more than `keep` are free, and calls `give` with

@@ -128,3 +128,6 @@ impl<P: Platform> Heap<P> {
         unsafe { crate::cache::Caches::write_new(&raw mut (*heap).caches, name, &classes::CACHES) };
     }
 }
+
+#[cfg(test)]
+mod tests;
