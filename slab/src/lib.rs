@@ -22,64 +22,119 @@
 //! # }
 //! ```
 //!
-//! Before `init` an allocation fails; it never crashes.
+//! Before `init` an allocation fails; it never crashes. Kernels differ, and so there are other ways in:
+//!
+//! | what the kernel has | call |
+//! |---|---|
+//! | the firmware's memory map, all of it mapped at one offset | [`Heap::init`] |
+//! | the same, and a part that it keeps for itself | [`Heap::init`], with that part as [`memory::Region::reserved`] |
+//! | a range of virtual addresses and no more, one page or many | [`Heap::init_range`] |
+//! | more memory, later, adjacent or not | [`Heap::add`], [`Heap::add_range`] |
+//! | an allocator of page frames of its own, which keeps the map | [`Heap::set_source`] |
+//! | a heap already, and wants another with a limit, for a process | [`Heap::create_heap`] |
+//!
+//! # What there is
+//!
+//! - [`Heap`]: `GlobalAlloc`, and `allocator-api2` by feature, over 64 size classes and whole page frames.
+//! - [`ObjectCache`] and [`Cache`]: caches of objects that stay constructed while they are free, with limits and [`Reserve`]s.
+//! - [`Frames`]: page frames, single ones, runs and blocks of up to 1 GiB, from zones that devices can reach.
+//! - [`Arena`]: ranges of integers, such as virtual addresses, process ids or ports.
+//! - [`reclaim`]: what is done when memory is short, and the callbacks by which a kernel takes part in it.
+//! - [`stats`] and [`Heap::verify`]: what is where, and whether everything is as it must be.
 //!
 //! # Theory
 //!
 //! The design is that of two papers: J. Bonwick, *The Slab Allocator: An Object-Caching Kernel Memory Allocator* (USENIX
-//! Summer 1994), and, for layers still to come, J. Bonwick and J. Adams, *Magazines and Vmem* (USENIX 2001). The buddy
-//! system beneath is D. Knuth's (*The Art of Computer Programming*, vol. 1, 2.5). From the top down:
+//! Summer 1994), and J. Bonwick and J. Adams, *Magazines and Vmem: Extending the Slab Allocator to Many CPUs and Arbitrary
+//! Resources* (USENIX 2001). The buddy system beneath is D. Knuth's (*The Art of Computer Programming*, vol. 1, 2.5). From
+//! the top down:
 //!
 //! | layer | module | what it does |
 //! |---|---|---|
 //! | heap | `heap` | finds the size class of a request; large ones get whole page frames |
-//! | caches | `cache` | equal objects, cut from slabs; a slab is one block of page frames |
-//! | page frames | `frames` | a binary buddy system, with a record for each frame that says who owns it |
+//! | magazines | `cache::magazines` | for each CPU a few free objects of each cache, and a depot where CPUs exchange them |
+//! | slabs | `cache::slabs` | equal objects, cut from slabs; a slab is a run of page frames |
+//! | page frames | `frames` | three zones, each a binary buddy system, with a record for each frame that says who owns it |
 //! | memory map | [`memory`] | firmware's regions, made sorted, disjoint and page-aligned |
 //!
-//! Beside them are [`platform`], what the kernel lends; `lock`, a spin lock that keeps interrupts off; `fault`, the report
-//! of a bad free; and [`stats`], the numbers. Calls go down only.
+//! Beside them are `arena`; [`reclaim`]; [`platform`], what the kernel lends; `lock`, a spin lock that keeps interrupts off;
+//! `fault`, the report of a bad free; and [`stats`], the numbers. Calls go down only.
+//!
+//! ## An allocation's way
+//!
+//! A request of up to 8 KiB goes to the cache of its class. If the CPU's *loaded* magazine has a round, that is the object: a
+//! few instructions with interrupts off, and no lock. If not, the *previous* magazine is tried, and then a full one is
+//! fetched from the depot. Only if there is none does the slab layer take an object from the fullest slab that has one,
+//! and only if there is none does it make a slab. A free goes the same way back.
+//!
+//! How many rounds a magazine has depends on the object's size and grows where CPUs meet at a depot. What was not needed during an
+//! interval, full magazines and empty slabs, goes back to the page frames when the kernel calls [`Heap::maintain`]; when
+//! memory is short everything of that kind does, by itself.
 //!
 //! ## The states of an object
 //!
-//! A slot of a slab is *free* or *allocated*, and a bit outside the slot says which. Allocating takes the first free slot
-//! of a partial slab; freeing sets the bit again. When all of a slab's slots are free, the slab goes back to the page
-//! frames at once. The allocator never writes into an object, neither while it is allocated nor while it is free.
+//! | state | who has it |
+//! |---|---|
+//! | raw | its slab; it was never allocated |
+//! | free | its slab; it is constructed, if the cache constructs |
+//! | cached | a magazine; constructed |
+//! | used | whoever allocated it |
+//!
+//! A byte outside the object says which, and is set and tested at each step. The allocator never writes into an object, neither
+//! while it is used nor while it is free: what a constructor or a user leaves there stays.
 //!
 //! ## The frame record
 //!
-//! Every page frame has a record of twelve bytes, 0.3 % of memory, in tables of their own. It makes a free safe and short:
-//! from the pointer's frame to its cache in two loads, with no look at the memory that the pointer points to. It is also
-//! how two buddies know each other, so that free memory is never touched.
+//! Every page frame has a record of sixteen bytes, 0.39 % of memory, in tables of their own. It makes a free safe and short:
+//! from the pointer's frame to its cache in a few loads, with no look at the memory that the pointer points to. It is also
+//! how two buddies know each other, so that free memory is never touched. A hole in the memory map costs nothing, however
+//! large it is.
 //!
 //! ## Locks
 //!
-//! There is a lock for each cache and one for the page frames, and they are taken in that order. Each disables interrupts
-//! on its CPU while it is held, so an interrupt handler may allocate and free. No panic message, callback or formatter runs
-//! under a lock. NMI handlers must not call the allocator.
+//! A CPU's magazines and its stock of page frames have no lock: only that CPU touches them, with interrupts off. There is a
+//! lock for the registry of caches, for each depot, each slab list, each arena and each zone of page frames, and they are taken
+//! in that order. Each disables interrupts on its CPU while it is held, so an interrupt handler may allocate and free.
+//! No panic message, constructor, callback or formatter runs under a lock. NMI handlers must not call the allocator.
 //!
 //! ## Bad frees
 //!
 //! In release builds too, a free is refused before it has changed anything if the pointer is free already, was never
-//! allocated, is not the start of an allocation or not this allocator's, or if its size class is another than the
-//! layout's. The report is a panic that names the pointer and the reason. Not caught are a second free after the slot has
-//! been allocated anew, an alignment that leads to the same size class, and writes outside an object or after its free.
+//! allocated, is not the start of an allocation or not this allocator's, belongs to another cache, or if its size class is
+//! another than the layout's. The report is a panic that names the pointer and the reason. Not caught are a second free after
+//! the slot has been allocated anew, an alignment that leads to the same size class, and writes outside an object or after
+//! its free.
 //!
 //! # Limits
 //!
-//! - 64-bit machines, 4 KiB pages, memory below 16 TiB; all of it mapped at one offset.
-//! - Requests above 2048 bytes are rounded up to whole page frames, the largest is 1 GiB.
-//! - One lock a cache: it is safe on several CPUs, but does not yet scale with them.
-//! - Objects are not yet constructed, memory cannot yet be added after `init`.
+//! - 64-bit machines, 4 KiB pages, memory below 16 TiB, all of it mapped at one offset; or ranges of virtual addresses that
+//!   lie within 8 TiB of the first.
+//! - A block of the heap has at most 1 GiB, an object of a cache at most 4 MiB.
+//! - A heap with less than 1 MiB has no magazines: what they hold would be missed.
+//! - Magazines of other CPUs are given up when those CPUs next free something or call [`Heap::maintain`], not at once.
 //!
 //! # Features
 //!
+//! None is on by default.
+//!
+//! - `allocator-api2`: `Box<T, &Heap>`, `Vec<T, &Heap>` and the like, on stable Rust.
 //! - `bootloader_api`: [`memory::Region`] from the memory map of the `bootloader` crate.
+//! - `x86_64`: `FrameAllocator` and `FrameDeallocator` of the `x86_64` crate for `&Frames`.
+//! - `fault-injection`: makes chosen requests fail, for tests of what a kernel does then.
 //!
 //! # Where `unsafe` is
 //!
-//! In `platform` (interrupts), `frames` (setting up the records), `cache` (slabs) and `heap` (`GlobalAlloc`). The memory
-//! map, the buddy system, the records, the layout of slabs, the size classes and the statistics have none.
+//! | module | for |
+//! |---|---|
+//! | `platform` | switching interrupts |
+//! | `frames::{init, records, stock, lend, regions, block, allocate}` | records in the memory that they describe; the contracts of free and add |
+//! | `cache::{slab, slabs, magazine, magazines, shared}` | headers, states and rounds in metadata |
+//! | `cache::{core, public, typed, reserve}` | constructors, and objects as types |
+//! | `heap`, `source` | `GlobalAlloc`, and heaps within heaps |
+//! | `arena::tags` | boundary tags in page frames |
+//!
+//! All else denies it: the memory map, orders and zones, the buddy system, the layout of slabs, the sizes of classes and magazines,
+//! what is done under pressure, the policy of arenas, and the statistics.
 
 #![cfg_attr(not(test), no_std)]
 #![deny(missing_docs)]
