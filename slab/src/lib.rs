@@ -139,6 +139,7 @@
 #![cfg_attr(not(test), no_std)]
 #![deny(missing_docs)]
 
+pub mod arena;
 mod cache;
 mod fault;
 mod frames;
