@@ -154,6 +154,7 @@ pub mod stats;
 mod testing;
 mod verify;
 
+pub use arena::Arena;
 pub use cache::{AllocError, Cache, Caches, InUse, InitFailed, Object, ObjectBox, ObjectCache, Reserve};
 pub use frames::{AddError, Frame, FrameBlock, Frames, InitError, Order, RemoveError};
 pub use heap::{Heap, SIZES};

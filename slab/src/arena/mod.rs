@@ -12,6 +12,8 @@
 //! | [`alloc_with`](Arena::alloc_with) bounds, best fit, next fit | grows with the segments that it passes over |
 //! | [`add`](Arena::add), an import | grows with the spans that start behind the new one |
 //!
+//! [Quantum caches](Arena::with_quantum_caches) make that a matter of each CPU for the smallest segments.
+//!
 //! An arena with a [`Source`], which may be another arena, imports a span when nothing fits, and gives it back when it is wholly
 //! free.
 //!
@@ -29,7 +31,7 @@
 //! # let heap = Heap::<NoInterrupts>::new();
 //! # // SAFETY: the memory is the heap's alone.
 //! # unsafe { heap.init([Region::usable(0x10_0000, 16 * 4096)], memory.wrapping_sub(0x10_0000)) }.unwrap();
-//! let addresses = Arena::new(heap.frames(), "kernel stacks", 4096);
+//! let addresses = Arena::new(heap.caches(), "kernel stacks", 4096);
 //! addresses.add(0xffff_c000_0000_0000, 1 << 30)?;
 //!
 //! let guarded = Constraints { align: 32 << 10, ..Constraints::NONE };
@@ -60,7 +62,7 @@
 //! # let heap = Heap::<NoInterrupts>::new();
 //! # // SAFETY: the memory is the heap's alone.
 //! # unsafe { heap.init([Region::usable(0x10_0000, 16 * 4096)], memory.wrapping_sub(0x10_0000)) }.unwrap();
-//! let ids = Arena::new(heap.frames(), "process ids", 1);
+//! let ids = Arena::new(heap.caches(), "process ids", 1);
 //! ids.add(1, 32767)?;
 //!
 //! let next = Constraints { fit: Fit::Next, ..Constraints::NONE };
@@ -84,7 +86,7 @@
 //! # let heap = Heap::<NoInterrupts>::new();
 //! # // SAFETY: the memory is the heap's alone.
 //! # unsafe { heap.init([Region::usable(0x10_0000, 16 * 4096)], memory.wrapping_sub(0x10_0000)) }.unwrap();
-//! let ports = Arena::new(heap.frames(), "ports", 1);
+//! let ports = Arena::new(heap.caches(), "ports", 1);
 //! ports.add(1, 65535)?;
 //!
 //! let only = |port| Constraints { min: port, max: port, ..Constraints::NONE };
@@ -107,7 +109,7 @@
 //! # Where what is
 //!
 //! `tags`: the memory of the boundary tags, the only `unsafe`; `chain`, `lists`, `index`: lists of them; `segments`: spans, splits
-//! and merges; `fit`, `search`: which segment; `source`: imports; `walk`, `stats`, `verify`: questions.
+//! and merges; `fit`, `search`: which segment; `quantum`: magazines; `source`: imports; `walk`, `stats`, `verify`: questions.
 
 #![deny(unsafe_code)]
 
@@ -116,6 +118,7 @@ mod error;
 mod fit;
 mod index;
 mod lists;
+mod quantum;
 mod search;
 mod segments;
 mod source;
@@ -132,15 +135,17 @@ use core::fmt;
 
 pub use error::ArenaError;
 pub use fit::{Constraints, Fit};
+pub use quantum::MOST as MOST_QUANTA;
 pub use source::Source;
 pub use stats::ArenaStats;
 pub use verify::ArenaBroken;
 pub use walk::{Segment, SegmentKind};
 
-use crate::frames::Frames;
+use crate::cache::Caches;
 use crate::lock::{IrqGuard, IrqLock};
 use crate::platform::Platform;
 use fit::Request;
+use quantum::QuantumCaches;
 use search::Effort;
 use segments::{State, TAGS_TO_ADD, TAGS_TO_ALLOCATE};
 use source::Import;
@@ -157,8 +162,8 @@ use walk::Cursor;
 /// use kslab::platform::NoInterrupts;
 ///
 /// static HEAP: kslab::Heap<NoInterrupts> = kslab::Heap::new();
-/// static ADDRESSES: Arena<NoInterrupts> = Arena::new(HEAP.frames(), "addresses", 4096);
-/// static BUFFERS: Arena<NoInterrupts> = Arena::with_source(HEAP.frames(), "buffers", 4096, &ADDRESSES, 1 << 20);
+/// static ADDRESSES: Arena<NoInterrupts> = Arena::new(HEAP.caches(), "addresses", 4096);
+/// static BUFFERS: Arena<NoInterrupts> = Arena::with_source(HEAP.caches(), "buffers", 4096, &ADDRESSES, 1 << 20);
 ///
 /// assert!(BUFFERS.alloc(4096).is_err(), "nothing has been added yet");
 /// ```
@@ -167,20 +172,26 @@ pub struct Arena<'a, P: Platform> {
     quantum: u64,
     pages: Pages<'a, P>,
     import: Option<Import<'a>>,
+    quantum_caches: QuantumCaches<P>,
     state: IrqLock<P, State>,
 }
 
 impl<'a, P: Platform> Arena<'a, P> {
     /// An arena without spans. All that it hands out are multiples of `quantum`, a power of two: with another one every request
-    /// is refused. Its boundary tags will lie in `frames`.
-    pub const fn new(frames: &'a Frames<P>, name: &'static str, quantum: u64) -> Self {
-        Self { name, quantum, pages: Pages::new(frames), import: None, state: IrqLock::new(State::new()) }
+    /// is refused. Its boundary tags will lie in the page frames of `caches`.
+    pub const fn new(caches: &'a Caches<P>, name: &'static str, quantum: u64) -> Self {
+        Self::importing(caches, name, quantum, None)
+    }
+
+    const fn importing(caches: &'a Caches<P>, name: &'static str, quantum: u64, import: Option<Import<'a>>) -> Self {
+        let (pages, state) = (Pages::new(caches), IrqLock::new(State::new()));
+        Self { name, quantum, pages, import, quantum_caches: QuantumCaches::new(0), state }
     }
 
     /// An arena that imports spans from `source` when nothing that it has fits: `unit` integers (rounded up to the
     /// quantum) or a multiple of that at a time, or just what is needed where the source has no more.
     pub const fn with_source(
-        frames: &'a Frames<P>,
+        caches: &'a Caches<P>,
         name: &'static str,
         quantum: u64,
         source: &'a dyn Source,
@@ -190,8 +201,19 @@ impl<'a, P: Platform> Arena<'a, P> {
             Some(unit) => unit,
             None => 0,
         };
-        let import = Some(Import { source, unit });
-        Self { name, quantum, pages: Pages::new(frames), import, state: IrqLock::new(State::new()) }
+        Self::importing(caches, name, quantum, Some(Import { source, unit }))
+    }
+
+    /// The same, with quantum caches for segments of 1 to `sizes` quanta, at most [`MOST_QUANTA`]: where no constraint says
+    /// otherwise, each CPU keeps what it frees of these sizes in magazines, and takes it from there without a lock.
+    ///
+    /// The arena counts what is in magazines as allocated. A free of such a segment is not checked at once: one that is
+    /// wrong shows in [`ArenaStats::refused`] only when the magazine is emptied, and the segment may have been handed out
+    /// twice by then.
+    #[must_use]
+    pub const fn with_quantum_caches(mut self, sizes: usize) -> Self {
+        self.quantum_caches.enable(sizes);
+        self
     }
 
     /// Its name.
@@ -235,7 +257,16 @@ impl<'a, P: Platform> Arena<'a, P> {
     /// As [`alloc`](Self::alloc), and [`BadConstraints`](ArenaError::BadConstraints).
     pub fn alloc_with(&self, size: u64, constraints: &Constraints) -> Result<u64, ArenaError> {
         let request = Request::new(self.round(size)?, self.quantum, constraints)?;
-        let result = self.allocate(&request);
+        if *constraints == Constraints::NONE
+            && let Some(start) = self.quantum_caches.take(request.size, self.quantum)
+        {
+            return Ok(start);
+        }
+        let mut result = self.allocate(&request);
+        if result == Err(ArenaError::NoSpace) && self.quantum_caches.enabled() > 0 {
+            self.reap();
+            result = self.allocate(&request);
+        }
         if result.is_err() {
             let counts = &mut self.state.lock().counts;
             counts.failures = counts.failures.wrapping_add(1);
@@ -288,6 +319,19 @@ impl<'a, P: Platform> Arena<'a, P> {
     /// [`NotAllocated`](ArenaError::NotAllocated), [`WrongSize`](ArenaError::WrongSize).
     pub fn free(&self, start: u64, size: u64) -> Result<(), ArenaError> {
         let size = self.round(size)?;
+        let flush = |start, size| _ = self.release(start, size);
+        if self.quantum_caches.put(self.pages.caches(), (start, size), self.quantum, flush) {
+            return Ok(());
+        }
+        self.release(start, size)
+    }
+
+    /// Really frees what this CPU's magazines and the depots of the quantum caches have, so that it can merge.
+    pub fn reap(&self) {
+        self.quantum_caches.drain(self.pages.caches(), self.quantum, |start, size| _ = self.release(start, size));
+    }
+
+    fn release(&self, start: u64, size: u64) -> Result<(), ArenaError> {
         let returned = self.state.lock().release(start, size)?;
         if let (Some((start, size)), Some(import)) = (returned, self.import) {
             import.source.take_back(start, size);
@@ -356,12 +400,19 @@ impl<'a, P: Platform> Arena<'a, P> {
     ///
     /// [`Busy`](ArenaError::Busy) where segments are allocated.
     pub fn destroy(&mut self) -> Result<(), ArenaError> {
+        self.empty_magazines();
         let segments = self.state.lock().counts.allocated;
         if segments > 0 {
             return Err(ArenaError::Busy { segments });
         }
         self.release_pages();
         Ok(())
+    }
+
+    fn empty_magazines(&mut self) {
+        let mut caches = core::mem::replace(&mut self.quantum_caches, QuantumCaches::new(0));
+        caches.tear_down(self.pages.caches(), self.quantum, |start, size| _ = self.release(start, size));
+        self.quantum_caches.enable(caches.enabled());
     }
 
     /// Makes the state as new, and gives the pages of its tags back.
@@ -410,6 +461,7 @@ impl<'a, P: Platform> Arena<'a, P> {
 
 impl<P: Platform> Drop for Arena<'_, P> {
     fn drop(&mut self) {
+        self.empty_magazines();
         self.release_pages();
     }
 }

@@ -18,7 +18,8 @@ use core::ops::Index;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use crate::frames::{Frames, Order};
+use crate::cache::Caches;
+use crate::frames::Order;
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
 
@@ -152,17 +153,22 @@ pub(super) struct Page(NonNull<u8>);
 
 /// Where the pages for tags come from.
 #[derive(Debug)]
-pub(super) struct Pages<'a, P>(&'a Frames<P>);
+pub(super) struct Pages<'a, P>(&'a Caches<P>);
 
 impl<'a, P: Platform> Pages<'a, P> {
-    pub(super) const fn new(frames: &'a Frames<P>) -> Self {
-        Self(frames)
+    pub(super) const fn new(caches: &'a Caches<P>) -> Self {
+        Self(caches)
+    }
+
+    /// What the pages are taken from.
+    pub(super) const fn caches(&self) -> &'a Caches<P> {
+        self.0
     }
 
     /// A page, all zeros.
     pub(super) fn get(&self) -> Option<Page> {
-        let frame = self.0.allocate(Order::ZERO)?;
-        let page = NonNull::new(self.0.pointer(frame))?;
+        let frame = self.0.allocate_frames(1, Order::ZERO)?;
+        let page = NonNull::new(self.0.frames().pointer(frame))?;
         // SAFETY: a page frame that was just allocated is mapped there, and nobody else uses it.
         unsafe { page.write_bytes(0, FRAME_SIZE) };
         Some(Page(page))
@@ -170,9 +176,10 @@ impl<'a, P: Platform> Pages<'a, P> {
 
     /// Gives a page back that [`get`](Self::get) returned.
     pub(super) fn put(&self, page: Page) {
-        let Some(frame) = self.0.frame_of(page.0.as_ptr()) else { return };
+        let frames = self.0.frames();
+        let Some(frame) = frames.frame_of(page.0.as_ptr()) else { return };
         // SAFETY: `get` allocated it as one frame, and by invariant 1 only the giver used it.
-        unsafe { self.0.free(frame, Order::ZERO) };
+        unsafe { frames.free(frame, Order::ZERO) };
     }
 }
 

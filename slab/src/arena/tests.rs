@@ -3,6 +3,7 @@ mod fitting;
 mod importing;
 mod memory;
 mod model;
+mod quantum;
 
 use std::format;
 use std::string::ToString;
@@ -16,19 +17,19 @@ type TestArena<'a> = Arena<'a, NoInterrupts>;
 
 const START: u64 = 64 << 20;
 
-/// Runs `test` with the frames of a small machine, which must all have come back afterwards.
-fn with_frames(test: impl FnOnce(&Frames<NoInterrupts>)) {
+/// Runs `test` with the caches of a small machine, which must all have come back afterwards.
+fn with_caches(test: impl FnOnce(&Caches<NoInterrupts>)) {
     let machine = Machine::new(START, 64);
     let heap = machine.heap();
     let before = heap.frames().stats();
-    test(heap.frames());
+    test(heap.caches());
     assert_eq!(heap.frames().stats(), before, "pages of tags have not come back");
 }
 
 /// Runs `test` with an arena without spans, and checks it afterwards.
 fn with_arena(quantum: u64, test: impl FnOnce(&TestArena<'_>)) {
-    with_frames(|frames| {
-        let arena = TestArena::new(frames, "test", quantum);
+    with_caches(|caches| {
+        let arena = TestArena::new(caches, "test", quantum);
         test(&arena);
         assert_eq!(arena.verify(), Ok(()));
     });
@@ -172,15 +173,15 @@ fn what_cannot_be_allocated_is_refused() {
 
 #[test]
 fn a_quantum_that_is_no_power_of_two_refuses_everything() {
-    with_frames(|frames| {
+    with_caches(|caches| {
         for quantum in [0, 3, 4097, u64::MAX] {
-            let arena = TestArena::new(frames, "bad", quantum);
+            let arena = TestArena::new(caches, "bad", quantum);
             assert_eq!(arena.add(0, quantum), Err(ArenaError::BadQuantum));
             assert_eq!(arena.alloc(1), Err(ArenaError::BadQuantum));
             assert_eq!(arena.free(0, 1), Err(ArenaError::BadQuantum));
             assert_eq!(arena.verify(), Ok(()));
-            let parent = TestArena::new(frames, "parent", 1);
-            let child = TestArena::with_source(frames, "bad", quantum, &parent, 5);
+            let parent = TestArena::new(caches, "parent", 1);
+            let child = TestArena::with_source(caches, "bad", quantum, &parent, 5);
             assert_eq!(child.alloc(1), Err(ArenaError::BadQuantum));
         }
     });
@@ -269,16 +270,16 @@ fn a_walk_goes_on_behind_what_it_has_visited_when_tags_go_and_come() {
 
 #[test]
 fn destroying_refuses_what_is_in_use_and_makes_the_rest_as_new() {
-    with_frames(|frames| {
-        let free = frames.stats().free;
-        let mut arena = TestArena::new(frames, "test", 1);
+    with_caches(|caches| {
+        let free = caches.frames().stats().free;
+        let mut arena = TestArena::new(caches, "test", 1);
         arena.add(0, 100).unwrap();
         let start = arena.alloc(10).unwrap();
         assert_eq!(arena.destroy(), Err(ArenaError::Busy { segments: 1 }));
         assert_eq!(arena.size_in_use(), 10);
         arena.free(start, 10).unwrap();
         arena.destroy().unwrap();
-        assert_eq!((arena.size_total(), arena.stats().tags, frames.stats().free), (0, 0, free));
+        assert_eq!((arena.size_total(), arena.stats().tags, caches.frames().stats().free), (0, 0, free));
         assert_eq!(arena.verify(), Ok(()));
         arena.add(0, 100).unwrap();
         assert_eq!(arena.alloc(100), Ok(0));

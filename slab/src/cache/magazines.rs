@@ -296,6 +296,12 @@ impl<P: Platform> Magazines<P> {
     }
 
     /// Drains every CPU and the depot, and frees what the CPUs had.
+    pub(crate) fn dismantle(&mut self, shared: &Caches<P>, flush: impl Fn(&[*mut u8])) {
+        // SAFETY: `self` is borrowed by nobody else.
+        unsafe { self.tear_down(shared, flush) };
+    }
+
+    /// The same.
     ///
     /// # Safety
     ///

@@ -34,6 +34,7 @@ pub use reserve::Reserve;
 pub use shared::Caches;
 pub use typed::{Object, ObjectBox, ObjectCache};
 
+pub(crate) use magazines::Magazines;
 pub(crate) use shared::CLASSES;
 pub(crate) use slab::{LENT, USED};
 

@@ -7,8 +7,8 @@ use crate::arena::tags::TagId;
 /// one; and an empty span from 1024 on.
 fn damaged(damage: impl FnOnce(&mut State)) -> Result<(), ArenaBroken> {
     let mut result = Ok(());
-    with_frames(|frames| {
-        let arena = TestArena::new(frames, "test", 16);
+    with_caches(|caches| {
+        let arena = TestArena::new(caches, "test", 16);
         arena.add(16, 96).unwrap();
         arena.add(1024, 1024).unwrap();
         for (min, size) in [(16, 32), (48, 16), (64, 32)] {

@@ -7,11 +7,11 @@ use super::*;
 
 /// A parent of 64 KiB at 1 MiB with a child that imports `unit` at a time.
 fn with_child(quantum: u64, unit: u64, test: impl FnOnce(&TestArena<'_>, &TestArena<'_>)) {
-    with_frames(|frames| {
-        let parent = TestArena::new(frames, "parent", 4096);
+    with_caches(|caches| {
+        let parent = TestArena::new(caches, "parent", 4096);
         parent.add(1 << 20, 64 << 10).unwrap();
         {
-            let child = TestArena::with_source(frames, "child", quantum, &parent, unit);
+            let child = TestArena::with_source(caches, "child", quantum, &parent, unit);
             test(&parent, &child);
             assert_eq!(child.verify(), Ok(()));
         }
@@ -93,9 +93,9 @@ fn bounds_never_make_it_import() {
 
 #[test]
 fn before_it_imports_it_looks_at_few_segments_and_before_it_fails_at_all() {
-    with_frames(|frames| {
-        let parent = TestArena::new(frames, "parent", 1);
-        let child = TestArena::with_source(frames, "child", 1, &parent, 1);
+    with_caches(|caches| {
+        let parent = TestArena::new(caches, "parent", 1);
+        let child = TestArena::with_source(caches, "child", 1, &parent, 1);
         // Free segments of 4 and 5, all in one list; the ones of 5 are behind more of 4 than a short search looks at.
         (0..5).for_each(|index| child.add(1000 + 10 * index, 5).unwrap());
         (0..20).for_each(|index| child.add(10 * index, 4).unwrap());
@@ -109,11 +109,11 @@ fn before_it_imports_it_looks_at_few_segments_and_before_it_fails_at_all() {
 
 #[test]
 fn spans_go_down_and_back_up_through_several_arenas() {
-    with_frames(|frames| {
-        let top = TestArena::new(frames, "top", 4096);
+    with_caches(|caches| {
+        let top = TestArena::new(caches, "top", 4096);
         top.add(0, 1 << 20).unwrap();
-        let middle = TestArena::with_source(frames, "middle", 512, &top, 16384);
-        let bottom = TestArena::with_source(frames, "bottom", 8, &middle, 1024);
+        let middle = TestArena::with_source(caches, "middle", 512, &top, 16384);
+        let bottom = TestArena::with_source(caches, "bottom", 8, &middle, 1024);
         let starts: Vec<_> = (0..100).map(|_| bottom.alloc(40).unwrap()).collect();
         assert_eq!((bottom.size_in_use(), middle.size_in_use(), top.size_in_use()), (4000, 4096, 16384));
         for start in starts {
@@ -165,11 +165,11 @@ impl Source for Stubborn {
 
 #[test]
 fn a_bad_span_from_a_source_goes_back_at_once() {
-    with_frames(|frames| {
+    with_caches(|caches| {
         // Not of whole quanta, past the end, and over a span that there is.
         for start in [8, u64::MAX - 15, 0x1000, 0xff0] {
             let source = Stubborn { start, lent: Mutex::new(Vec::new()) };
-            let arena = TestArena::with_source(frames, "test", 16, &source, 16);
+            let arena = TestArena::with_source(caches, "test", 16, &source, 16);
             arena.add(0x1000, 16).unwrap();
             let before = segments(&arena);
             assert_eq!(arena.alloc(32), Err(ArenaError::BadImport { start, size: 32 }));
@@ -181,21 +181,21 @@ fn a_bad_span_from_a_source_goes_back_at_once() {
 
 #[test]
 fn a_span_that_there_are_no_tags_for_goes_back_at_once() {
-    with_frames(|frames| {
+    with_caches(|caches| {
         let source = Stubborn { start: 0, lent: Mutex::new(Vec::new()) };
-        let arena = TestArena::with_source(frames, "test", 1, &source, 100);
-        let taken: Vec<_> = core::iter::from_fn(|| frames.allocate(crate::Order::ZERO)).collect();
+        let arena = TestArena::with_source(caches, "test", 1, &source, 100);
+        let taken: Vec<_> = core::iter::from_fn(|| caches.frames().allocate(crate::Order::ZERO)).collect();
         assert_eq!(arena.alloc(10), Err(ArenaError::NoMemory));
         assert!(source.lent.lock().unwrap().is_empty());
         // SAFETY: nobody has used them.
-        taken.into_iter().for_each(|frame| unsafe { frames.free(frame, crate::Order::ZERO) });
+        taken.into_iter().for_each(|frame| unsafe { caches.frames().free(frame, crate::Order::ZERO) });
         assert_eq!(arena.alloc(10), Ok(0));
         assert_eq!(*source.lent.lock().unwrap(), [(0, 100)]);
     });
 }
 
 static HEAP: Heap = Heap::new();
-static IMPORTING: TestArena<'static> = TestArena::with_source(HEAP.frames(), "static", 1, &Observer, 10);
+static IMPORTING: TestArena<'static> = TestArena::with_source(HEAP.caches(), "static", 1, &Observer, 10);
 static LENT: AtomicU64 = AtomicU64::new(0);
 
 /// Looks whether the borrower's lock is free.

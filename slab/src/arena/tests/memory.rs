@@ -5,38 +5,38 @@ use crate::arena::tags::{TAGS_PER_PAGE, TagId, Tags};
 use crate::frames::{Frame, Order};
 
 /// All frames but `spared`, so that there is no memory for tags.
-fn take_all(frames: &Frames<NoInterrupts>, spared: usize) -> Vec<Frame> {
-    let mut taken: Vec<_> = core::iter::from_fn(|| frames.allocate(Order::ZERO)).collect();
+fn take_all(caches: &Caches<NoInterrupts>, spared: usize) -> Vec<Frame> {
+    let mut taken: Vec<_> = core::iter::from_fn(|| caches.frames().allocate(Order::ZERO)).collect();
     for _ in 0..spared {
-        give_back(frames, taken.pop());
+        give_back(caches, taken.pop());
     }
     taken
 }
 
-fn give_back(frames: &Frames<NoInterrupts>, taken: impl IntoIterator<Item = Frame>) {
+fn give_back(caches: &Caches<NoInterrupts>, taken: impl IntoIterator<Item = Frame>) {
     for frame in taken {
         // SAFETY: the tests do not access what they take.
-        unsafe { frames.free(frame, Order::ZERO) };
+        unsafe { caches.frames().free(frame, Order::ZERO) };
     }
 }
 
 #[test]
 fn without_memory_for_tags_nothing_changes() {
-    with_frames(|frames| {
-        let taken = take_all(frames, 0);
-        let arena = TestArena::new(frames, "test", 1);
+    with_caches(|caches| {
+        let taken = take_all(caches, 0);
+        let arena = TestArena::new(caches, "test", 1);
         assert_eq!(arena.add(0, 10_000), Err(ArenaError::NoMemory));
         assert_eq!((arena.size_total(), segments(&arena).len()), (0, 0));
-        give_back(frames, taken);
+        give_back(caches, taken);
         arena.add(0, 10_000).unwrap();
     });
 }
 
 #[test]
 fn when_tags_run_out_exact_fits_and_frees_still_work() {
-    with_frames(|frames| {
-        let taken = take_all(frames, 1);
-        let arena = TestArena::new(frames, "test", 1);
+    with_caches(|caches| {
+        let taken = take_all(caches, 1);
+        let arena = TestArena::new(caches, "test", 1);
         arena.add(0, 10_000).unwrap();
         let mut starts = Vec::new();
         let error = loop {
@@ -60,15 +60,15 @@ fn when_tags_run_out_exact_fits_and_frees_still_work() {
             assert_eq!(arena.verify(), Ok(()));
         }
         assert_eq!(arena.stats().free_segments, 1);
-        give_back(frames, taken);
+        give_back(caches, taken);
     });
 }
 
 #[test]
 fn a_split_in_two_needs_two_tags_or_none_is_taken() {
-    with_frames(|frames| {
-        let taken = take_all(frames, 1);
-        let arena = TestArena::new(frames, "test", 1);
+    with_caches(|caches| {
+        let taken = take_all(caches, 1);
+        let arena = TestArena::new(caches, "test", 1);
         arena.add(0, 10_000).unwrap();
         // One tag is left.
         for _ in 0..TAGS_PER_PAGE - 3 {
@@ -80,7 +80,7 @@ fn a_split_in_two_needs_two_tags_or_none_is_taken() {
         assert_eq!(arena.add(20_000, 10), Err(ArenaError::NoMemory));
         assert_eq!((segments(&arena), arena.verify()), (before, Ok(())));
         arena.alloc(1).unwrap();
-        give_back(frames, taken);
+        give_back(caches, taken);
     });
 }
 
@@ -88,11 +88,11 @@ fn a_split_in_two_needs_two_tags_or_none_is_taken() {
 fn the_arena_grows_through_a_directory_and_gives_all_pages_back() {
     let count = 2400;
     if cfg!(miri) {
-        return with_frames(|frames| grow_table(frames, 20));
+        return with_caches(|caches| grow_table(caches, 20));
     }
-    with_frames(|frames| {
-        grow_table(frames, 20);
-        let arena = TestArena::new(frames, "test", 1);
+    with_caches(|caches| {
+        grow_table(caches, 20);
+        let arena = TestArena::new(caches, "test", 1);
         arena.add(0, 10_000).unwrap();
         let starts: Vec<_> = (0..count).map(|_| arena.alloc(4).unwrap()).collect();
         assert!(arena.stats().tags > 2400);
@@ -106,8 +106,8 @@ fn the_arena_grows_through_a_directory_and_gives_all_pages_back() {
 }
 
 /// Makes a table of `pages` pages, directories too, and gives them back.
-fn grow_table(frames: &Frames<NoInterrupts>, pages: usize) {
-    let source = Pages::new(frames);
+fn grow_table(caches: &Caches<NoInterrupts>, pages: usize) {
+    let source = Pages::new(caches);
     let mut tags = Tags::new();
     for _ in 0..pages {
         tags.grow(source.get().unwrap()).unwrap();
@@ -132,7 +132,7 @@ fn grow_table(frames: &Frames<NoInterrupts>, pages: usize) {
 
 #[test]
 fn a_directory_without_a_leaf_goes_back_too() {
-    with_frames(|frames| grow_table(frames, 17));
+    with_caches(|caches| grow_table(caches, 17));
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn a_directory_without_a_leaf_goes_back_too() {
 fn a_full_table_gives_the_page_back() {
     let machine = Machine::new(START, 26_000);
     let heap = machine.heap();
-    let (source, before) = (Pages::new(heap.frames()), heap.frames().stats());
+    let (source, before) = (Pages::new(heap.caches()), heap.frames().stats());
     let mut tags = Tags::new();
     let refused = loop {
         if let Err(page) = tags.grow(source.get().unwrap()) {

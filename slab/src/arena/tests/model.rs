@@ -191,10 +191,10 @@ proptest! {
             1..if cfg!(miri) { 30 } else { 150 },
         ),
     ) {
-        with_frames(|frames| {
-            let parent = TestArena::new(frames, "parent", 16);
+        with_caches(|caches| {
+            let parent = TestArena::new(caches, "parent", 16);
             parent.add(0x100, 0x800).unwrap();
-            let children = [4, 1].map(|quantum| TestArena::with_source(frames, "child", quantum, &parent, unit));
+            let children = [4, 1].map(|quantum| TestArena::with_source(caches, "child", quantum, &parent, unit));
             let mut allocated = [BTreeMap::new(), BTreeMap::new()];
             for (child, allocates, size, align, which) in steps {
                 let (arena, allocated) = (&children[usize::from(child)], &mut allocated[usize::from(child)]);

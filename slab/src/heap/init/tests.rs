@@ -111,7 +111,7 @@ fn a_first_region_of_one_page_serves_and_larger_ones_follow() {
     let second = heap.allocate(layout(60)).expect("a slot of the only slab, though of a larger class");
     assert_eq!(heap.allocate(layout(200)), None);
     // SAFETY: the memory is the machine's, and nobody else's.
-    let mut add = |first: usize, frames| unsafe { heap.add_range(machine.at(first * FRAME_SIZE), frames * FRAME_SIZE) };
+    let add = |first: usize, frames| unsafe { heap.add_range(machine.at(first * FRAME_SIZE), frames * FRAME_SIZE) };
     assert_eq!(add(100, 64), Ok(64), "below the first");
     assert_eq!(add(800, 200), Ok(200), "above it");
     assert!(matches!(add(700, 1), Err(AddError::AlreadyManaged { .. })));
