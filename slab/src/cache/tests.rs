@@ -126,7 +126,7 @@ fn row_63_and_67_exhaustion_is_counted_and_passes_when_something_is_freed() {
     let heap = machine.heap();
     let cache = Cache::<NoInterrupts>::new(0, 128);
     let objects: Vec<_> = std::iter::from_fn(|| cache.allocate(heap.frames())).collect();
-    assert_eq!(objects.len(), cache.stats().objects_per_slab * 7);
+    assert_eq!(objects.len(), cache.stats().objects_per_slab * 8);
     assert_eq!((cache.stats().failures, heap.frames().stats().free), (1, 0));
     free(&cache, &heap, objects[100]).unwrap();
     assert_eq!(cache.allocate(heap.frames()), Some(objects[100]));
