@@ -41,13 +41,6 @@ pub enum Broken {
         /// Blocks that are in the list; one more than expected can mean a ring.
         found: usize,
     },
-    /// A zone's lists hold another number of free frames than it counts.
-    FreeFrames {
-        /// What the zone counts.
-        expected: usize,
-        /// What is in its lists.
-        found: usize,
-    },
     /// Two free buddies stand apart.
     NotMerged {
         /// Where one of them starts.
@@ -74,14 +67,15 @@ pub enum Broken {
         /// The frame.
         frame: Frame,
     },
-    /// Something starts inside a free block or an allocation, or it reaches beyond managed memory.
+    /// Something starts inside a free block or an allocation.
     Overlap {
         /// Where the outer one starts.
         frame: Frame,
         /// The frame inside it.
         inner: Frame,
     },
-    /// There are more or fewer managed frames, or free ones, or ones in stocks or for records, than are counted.
+    /// There are more or fewer managed frames, or free ones, or ones in stocks or for records, than are counted; or
+    /// something reaches beyond managed memory.
     FrameCount {
         /// What is counted.
         expected: usize,
@@ -112,7 +106,6 @@ impl fmt::Display for Broken {
             Self::FreeListLength { order, expected, found } => {
                 write!(f, "free blocks of order {order}: {expected} counted, {found} in the list")
             }
-            Self::FreeFrames { expected, found } => write!(f, "free frames: {expected} counted, {found} in the lists"),
             Self::NotMerged { frame, order } => {
                 write!(f, "free block of order {order} at {:#x}: its buddy is free, and not merged", frame.address())
             }

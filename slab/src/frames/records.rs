@@ -152,8 +152,8 @@ impl Records {
     /// The frames of `range` that are managed.
     pub(crate) fn managed(&self, range: Range<Frame>) -> impl Iterator<Item = (Frame, Owner)> {
         let owners = self.rows(range).flat_map(|(first, row)| {
-            let frames = (first.number()..).map(Frame::new);
-            frames.zip(row.iter().map(Record::owner))
+            // In this order, so that the numbers do not pass their end.
+            row.iter().zip(first.number()..).map(|(record, number)| (Frame::new(number), record.owner()))
         });
         owners.filter(|(_, owner)| *owner != Owner::Unmanaged)
     }
@@ -223,7 +223,7 @@ impl Records {
     /// `page` returns the start of another frame at each call, the allocator's own until [`dismantle`](Self::dismantle). No
     /// other call is under way.
     pub(crate) unsafe fn cover(&self, range: Range<Frame>, page: &mut impl FnMut() -> Option<*mut u8>) -> Option<()> {
-        for frame in leaves(&range) {
+        for frame in self.beside_direct(range).flat_map(leaves) {
             let root = &self.root[(frame.number() >> UPPER_SHIFT) as usize];
             // SAFETY: `page` returns frames that are ours for good, says the caller.
             let upper = unsafe { child_or_new(root, || Some(new_node(page()?)))? };
@@ -235,11 +235,19 @@ impl Records {
         Some(())
     }
 
+    /// What of `range` has no record in the direct table: up to two ranges.
+    fn beside_direct(&self, range: Range<Frame>) -> impl Iterator<Item = Range<Frame>> + use<> {
+        let first = Frame::new(self.direct_first.load(Relaxed));
+        let end = first.offset(self.direct_frames.load(Acquire));
+        let parts = [range.start..range.end.min(first), range.start.max(end)..range.end];
+        parts.into_iter().filter(|part| !part.is_empty())
+    }
+
     /// How many nodes [`cover`](Self::cover) will take for `ranges`, which ascend.
     pub(crate) fn missing(&self, ranges: impl Iterator<Item = Range<Frame>>) -> u32 {
         let mut nodes = 0;
         let mut last: Option<Frame> = None;
-        for frame in ranges.flat_map(|range| leaves(&range)) {
+        for frame in ranges.flat_map(|range| self.beside_direct(range)).flat_map(leaves) {
             let new = |shift: u32| last.is_none_or(|last| last.number() >> shift != frame.number() >> shift);
             nodes += u32::from(new(UPPER_SHIFT) && self.upper(frame).is_none());
             nodes += u32::from(new(LOWER_SHIFT) && self.lower(frame).is_none());
@@ -273,7 +281,7 @@ impl Records {
 }
 
 /// The first frame of each leaf that `range` touches.
-fn leaves(range: &Range<Frame>) -> impl Iterator<Item = Frame> + use<> {
+fn leaves(range: Range<Frame>) -> impl Iterator<Item = Frame> {
     let (first, end) = (range.start.number() >> LEAF_BITS, range.end.number().div_ceil(1 << LEAF_BITS));
     (first..end).map(|leaf| Frame::new(leaf << LEAF_BITS))
 }

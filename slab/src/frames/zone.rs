@@ -50,9 +50,8 @@ impl Request {
         self.limit
     }
 
-    fn fits_at(&self, frame: Frame) -> bool {
-        frame.alignment() >= self.order
-            && u64::from(frame.number()) + u64::from(self.count) <= self.limit.number().into()
+    fn fits(&self, frame: Frame, end: Frame) -> bool {
+        frame.alignment() >= self.order && u64::from(frame.number()) + u64::from(self.count) <= end.number().into()
     }
 }
 
@@ -121,12 +120,13 @@ impl Zone {
     /// The second search is for what buddies alone could not give: seven eighths of a block whose last eighth is taken. It is
     /// bounded. With a limit inside the zone the first one goes over all blocks that are large enough, if it must.
     fn find(&self, records: &Records, request: &Request) -> Option<Frame> {
+        let end = request.limit.min(self.range.end);
         let mut whole = request.order.and_up().flat_map(|order| self.blocks(records, order));
-        whole.find(|frame| request.fits_at(*frame)).or_else(|| {
+        whole.find(|frame| request.fits(*frame, end)).or_else(|| {
             let smaller = Order::within(request.count).until(request.order);
             let mut starts = smaller.flat_map(|order| self.blocks(records, order)).take(SEARCH);
             let is_free = |frame: Frame| self.first_taken(records, frame..frame.offset(request.count)).is_none();
-            starts.find(|frame| request.fits_at(*frame) && is_free(*frame))
+            starts.find(|frame| request.fits(*frame, end) && is_free(*frame))
         })
     }
 
@@ -250,7 +250,7 @@ impl Zone {
         if free == self.free_frames {
             Ok(())
         } else {
-            Err(Broken::FreeFrames { expected: self.free_frames, found: free })
+            Err(Broken::FrameCount { expected: self.free_frames, found: free })
         }
     }
 
