@@ -17,12 +17,25 @@ pub(crate) enum Fault {
     /// It was allocated with another size or alignment.
     BadSize { freed: usize, allocated: usize },
     /// It is an object of another cache.
-    WrongCache { freed: &'static str, owner: &'static str },
+    WrongCache { freed: CacheName, owner: CacheName },
     /// Not the caller's fault: a magazine holds what is not a free object of its cache, because a free raced with another of
     /// the same object, or something wrote over the magazine.
     BadRound,
     /// Another number of frames was allocated.
     BadFrameCount { freed: u32, allocated: u32 },
+}
+
+/// What a cache is called: its name, and its number among those of that name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CacheName(pub(crate) &'static str, pub(crate) u32);
+
+impl fmt::Display for CacheName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self(name, 0) => f.write_str(name),
+            Self(name, number) => write!(f, "{name}#{number}"),
+        }
+    }
 }
 
 impl Fault {

@@ -5,7 +5,7 @@
 
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::AllocError;
 use super::geometry::Geometry;
@@ -13,7 +13,7 @@ use super::magazines::Magazines;
 use super::shared::Caches;
 use super::slab::{CACHED, USED};
 use super::slabs::{Lifecycle, Slabs};
-use crate::fault::Fault;
+use crate::fault::{CacheName, Fault};
 use crate::platform::Platform;
 use crate::stats::CacheStats;
 use crate::verify::Broken;
@@ -29,11 +29,10 @@ pub(crate) struct Core<P> {
     allocations: AtomicU64,
     frees: AtomicU64,
     failures: AtomicU64,
-    /// Neighbours in the registry, whose lock guards all of these.
+    /// Neighbours in the registry, whose lock guards these, and how many look at it: as long as there are any, it stays.
     pub(super) next: AtomicPtr<Core<P>>,
     pub(super) previous: AtomicPtr<Core<P>>,
     pub(super) visitors: AtomicU32,
-    pub(super) dead: AtomicBool,
 }
 
 impl<P> Core<P> {
@@ -55,7 +54,6 @@ impl<P> Core<P> {
             next: AtomicPtr::new(core::ptr::null_mut()),
             previous: AtomicPtr::new(core::ptr::null_mut()),
             visitors: AtomicU32::new(0),
-            dead: AtomicBool::new(false),
         }
     }
 
@@ -78,32 +76,57 @@ impl<P: Platform> Core<P> {
 
     #[cold]
     fn allocate_from_slab(&self, shared: &Caches<P>, grow: bool, state: u8) -> Result<NonNull<u8>, AllocError> {
-        let result = self.slabs.take(shared, grow).and_then(|(object, constructed)| {
-            if !constructed {
-                self.construct(shared, object)?;
+        let (object, constructed) = self.slabs.take(shared, grow)?;
+        if !constructed {
+            self.construct(shared, object)?;
+        }
+        count(&self.allocations);
+        Ok(self.hand_out(shared, object, state))
+    }
+
+    /// The same after it has failed with `error`: now with what can be had elsewhere.
+    #[cold]
+    pub(crate) fn allocate_again(&self, shared: &Caches<P>, error: AllocError) -> Result<NonNull<u8>, AllocError> {
+        let result = match error {
+            AllocError::NoMemory => self.allocate_with_relief(shared),
+            AllocError::AtLimit => {
+                self.drain(shared);
+                self.allocate(shared, true, USED)
             }
-            count(&self.allocations);
-            Ok(self.hand_out(shared, object, state))
-        });
+            error => Err(error),
+        };
         if result.is_err() {
-            count(&self.failures);
+            self.count_failure();
         }
         result
     }
 
-    /// The same; where there is no memory, what can be had elsewhere is had first.
+    fn allocate_with_relief(&self, shared: &Caches<P>) -> Result<NonNull<u8>, AllocError> {
+        let attempt = || match self.allocate(shared, true, USED) {
+            Err(AllocError::NoMemory) => None,
+            result => Some(result),
+        };
+        shared.with_relief(self.slabs.geometry.bytes(), attempt).unwrap_or(Err(AllocError::NoMemory))
+    }
+
+    /// A request that its maker has been told has failed.
     #[cold]
-    pub(crate) fn allocate_with_relief(&self, shared: &Caches<P>, state: u8) -> Result<NonNull<u8>, AllocError> {
-        let mut last = AllocError::NoMemory;
-        let bytes = self.slabs.geometry.bytes();
-        let relieved = shared.with_relief(bytes, || match self.allocate(shared, true, state) {
-            Ok(object) => Some(Ok(object)),
-            Err(error) => {
-                last = error;
-                (!matches!(error, AllocError::NoMemory | AllocError::AtLimit)).then_some(Err(error))
-            }
-        });
-        relieved.unwrap_or(Err(last))
+    pub(crate) fn count_failure(&self) {
+        count(&self.failures);
+    }
+
+    /// Fills the front of `objects` from slabs that are there, past the magazines, with one hold of the lock. Objects that are
+    /// to be constructed do not come this way.
+    pub(super) fn allocate_bulk(&self, shared: &Caches<P>, objects: &mut [*mut u8]) -> usize {
+        if self.slabs.lifecycle.is_some() {
+            return 0;
+        }
+        let taken = self.slabs.take_bulk(shared, objects);
+        self.allocations.fetch_add(taken as u64, Relaxed);
+        for &object in &objects[..taken] {
+            self.hand_out(shared, object, USED);
+        }
+        taken
     }
 
     fn construct(&self, shared: &Caches<P>, object: *mut u8) -> Result<(), AllocError> {
@@ -199,15 +222,29 @@ impl<P: Platform> Core<P> {
 
     /// Gives back what the magazines and the slabs have and do not use. Returns the page frames that went back.
     pub(crate) fn reap(&self, shared: &Caches<P>) -> usize {
-        self.magazines.drain(shared, |objects| self.slabs.put(shared, objects, true));
+        self.drain(shared);
         self.slabs.reap(shared, true)
     }
 
+    /// Gives the slabs back what the magazines of this CPU and of the depot hold.
+    fn drain(&self, shared: &Caches<P>) {
+        self.magazines.drain(shared, |objects| self.slabs.put(shared, objects, true));
+    }
+
     pub(super) fn follow_reap(&self, shared: &Caches<P>) {
-        if self.magazines.is_behind(shared.reap_epoch()) {
-            self.magazines.drain(shared, |objects| self.slabs.put(shared, objects, true));
-            self.slabs.reap(shared, false);
+        if self.magazines.is_behind(shared) {
+            self.drain(shared);
         }
+    }
+
+    /// A CPU leaves.
+    ///
+    /// # Safety
+    ///
+    /// It does not use this cache meanwhile.
+    pub(super) unsafe fn retire_cpu(&self, shared: &Caches<P>, cpu: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.magazines.drain_cpu(shared, cpu, |objects| self.slabs.put(shared, objects, true)) };
     }
 
     /// An interval is over: what was not needed in it goes back.
@@ -220,15 +257,21 @@ impl<P: Platform> Core<P> {
     /// Objects that are allocated.
     pub(crate) fn in_use(&self) -> usize {
         let magazines = self.magazines.numbers();
+        let frees = self.frees.load(Relaxed).wrapping_add(magazines.frees);
         let allocations = self.allocations.load(Relaxed).wrapping_add(magazines.allocations);
-        allocations.wrapping_sub(self.frees.load(Relaxed).wrapping_add(magazines.frees)) as usize
+        difference(allocations, frees)
+    }
+
+    /// What tables call it.
+    pub(crate) fn full_name(&self) -> CacheName {
+        CacheName(self.name, self.namesake)
     }
 
     pub(crate) fn stats(&self) -> CacheStats {
         let (slabs, magazines) = (self.slabs.numbers(), self.magazines.numbers());
         let allocations = self.allocations.load(Relaxed).wrapping_add(magazines.allocations);
         let frees = self.frees.load(Relaxed).wrapping_add(magazines.frees);
-        let in_use = allocations.wrapping_sub(frees) as usize;
+        let in_use = difference(allocations, frees);
         let geometry = &self.slabs.geometry;
         CacheStats {
             name: self.name,
@@ -263,6 +306,11 @@ impl<P: Platform> Core<P> {
             Broken::Cache { id: self.slabs.id, what: "a round of a magazine is not a free object of the cache" };
         if right { Ok(()) } else { Err(broken) }
     }
+}
+
+/// How many more were allocated than freed; while other CPUs do either, the counts may not be of one moment.
+fn difference(allocations: u64, frees: u64) -> usize {
+    allocations.wrapping_sub(frees).cast_signed().max(0) as usize
 }
 
 /// Adds one to a counter that several CPUs write. It wraps.

@@ -47,7 +47,7 @@ struct Cpu {
     previous: Place,
     allocations: AtomicU64,
     frees: AtomicU64,
-    /// The last call for memory that this CPU has followed.
+    /// As of when this CPU has given up its magazines; see [`Magazines::epoch`].
     epoch: AtomicU32,
 }
 
@@ -104,6 +104,9 @@ impl<P: Platform> Magazines<P> {
     /// A round, if this CPU or the depot has one.
     #[inline]
     pub(crate) fn take(&self) -> Option<*mut u8> {
+        if P::CPUS == 0 {
+            return None;
+        }
         let _interrupts = Interrupts::<P>::disable();
         let cpu = self.this_cpu()?;
         let round = match cpu.loaded.with(Magazine::pop).flatten() {
@@ -155,6 +158,9 @@ impl<P: Platform> Magazines<P> {
     #[cold]
     fn put_slow(&self, shared: &Caches<P>, round: *mut u8, flush: &dyn Fn(&[*mut u8])) -> Result<(), *mut u8> {
         self.set_up(shared);
+        if self.is_behind(shared) {
+            self.drain(shared, flush);
+        }
         for _ in 0..ATTEMPTS {
             let outcome = {
                 let _interrupts = Interrupts::<P>::disable();
@@ -184,15 +190,12 @@ impl<P: Platform> Magazines<P> {
             return Put::Done;
         }
         let most = sizing::most_full_magazines(shared.frames().total_bytes(), self.object_size, self.kind());
+        // Each of the two magazines is full, or there is none.
         let mut depot = self.lock_depot();
-        if depot.full.len() >= most || !cpu.has_followed(shared.reap_epoch()) {
-            drop(depot);
-            let previous = cpu.previous.take();
-            cpu.previous.put(cpu.loaded.take());
-            if let Some(previous) = previous {
-                return Put::Surplus(previous);
-            }
-            depot = self.lock_depot();
+        if depot.full.len() >= most
+            && let Some(previous) = cpu.previous.take()
+        {
+            return Put::Surplus(previous);
         }
         let Some(empty) = depot.empty.pop() else { return Put::NeedsEmpty };
         if let Some(full) = cpu.previous.take() {
@@ -217,7 +220,7 @@ impl<P: Platform> Magazines<P> {
         if P::CPUS == 0 || self.largest.is_none() || !self.cpus.load(Ordering::Acquire).is_null() {
             return;
         }
-        if shared.frames().total_bytes() < sizing::LEAST_MEMORY || shared.memory_is_short() {
+        if shared.frames().total_bytes() < sizing::least_memory(P::CPUS) || shared.memory_is_short() {
             return;
         }
         let Some(memory) = shared.allocate_metadata(P::CPUS * size_of::<Cpu>()) else { return };
@@ -228,7 +231,7 @@ impl<P: Platform> Magazines<P> {
                 previous: Place::empty(),
                 allocations: AtomicU64::new(0),
                 frees: AtomicU64::new(0),
-                epoch: AtomicU32::new(shared.reap_epoch()),
+                epoch: AtomicU32::new(self.epoch(shared)),
             };
             // SAFETY: the memory is ours, for so many; metadata blocks are aligned to their size.
             unsafe { cpus.add(index).write(cpu) };
@@ -255,10 +258,15 @@ impl<P: Platform> Magazines<P> {
         Some(unsafe { &*cpus.add(number) })
     }
 
-    /// Whether this CPU has not followed the last call for memory.
-    pub(super) fn is_behind(&self, epoch: u32) -> bool {
+    /// Goes up with each reason to give up the magazines there are: when memory is called for, and when larger ones are made.
+    fn epoch(&self, shared: &Caches<P>) -> u32 {
+        shared.reap_epoch().wrapping_add(self.kind().index().into())
+    }
+
+    /// Whether this CPU has magazines to give up.
+    pub(super) fn is_behind(&self, shared: &Caches<P>) -> bool {
         let _interrupts = Interrupts::<P>::disable();
-        self.this_cpu().is_some_and(|cpu| cpu.epoch.load(Relaxed) != epoch)
+        self.this_cpu().is_some_and(|cpu| cpu.epoch.load(Relaxed) != self.epoch(shared))
     }
 
     fn kind(&self) -> Kind {
@@ -277,7 +285,7 @@ impl<P: Platform> Magazines<P> {
         let mine = {
             let _interrupts = Interrupts::<P>::disable();
             self.this_cpu().map(|cpu| {
-                cpu.has_followed(shared.reap_epoch());
+                cpu.epoch.store(self.epoch(shared), Relaxed);
                 cpu.take_both()
             })
         };
@@ -319,15 +327,15 @@ impl<P: Platform> Magazines<P> {
         }
     }
 
-    fn drain_depot(&self, shared: &Caches<P>, full: usize, empty: usize, flush: &impl Fn(&[*mut u8])) {
+    fn drain_depot(&self, shared: &Caches<P>, full: usize, empty: usize, flush: impl Fn(&[*mut u8])) {
         for _ in 0..full {
             let Some(magazine) = self.pop_from_depot(|depot| &mut depot.full) else { break };
             self.reaped.fetch_add(1, Relaxed);
-            empty_out(shared, magazine, flush);
+            empty_out(shared, magazine, &flush);
         }
         for _ in 0..empty {
             let Some(magazine) = self.pop_from_depot(|depot| &mut depot.empty) else { break };
-            empty_out(shared, magazine, flush);
+            empty_out(shared, magazine, &flush);
         }
     }
 
@@ -388,13 +396,6 @@ impl Cpu {
 
     fn take_both(&self) -> [Option<Magazine>; 2] {
         [self.loaded.take(), self.previous.take()]
-    }
-
-    /// Whether this CPU has followed the last call for memory already; from now on it has.
-    fn has_followed(&self, epoch: u32) -> bool {
-        let followed = self.epoch.load(Relaxed) == epoch;
-        self.epoch.store(epoch, Relaxed);
-        followed
     }
 }
 

@@ -11,7 +11,7 @@ use super::shared::Caches;
 use super::slab::USED;
 use super::slabs::Lifecycle;
 use super::{AllocError, InitFailed, layout};
-use crate::fault::Fault;
+use crate::fault::{CacheName, Fault};
 use crate::platform::Platform;
 use crate::stats::CacheStats;
 
@@ -126,10 +126,7 @@ impl<'a, P: Platform> Cache<'a, P> {
     #[inline]
     pub fn allocate(&self) -> Result<NonNull<u8>, AllocError> {
         let core = self.core()?;
-        match core.allocate(self.caches, true, USED) {
-            Err(AllocError::NoMemory | AllocError::AtLimit) => core.allocate_with_relief(self.caches, USED),
-            result => result,
-        }
+        core.allocate(self.caches, true, USED).or_else(|error| core.allocate_again(self.caches, error))
     }
 
     /// An object that is free already: takes no memory, and so never waits for any.
@@ -138,18 +135,25 @@ impl<'a, P: Platform> Cache<'a, P> {
     ///
     /// [`AllocError::WouldGrow`] where there is none, or as [`allocate`](Self::allocate).
     pub fn allocate_without_growing(&self) -> Result<NonNull<u8>, AllocError> {
-        self.core()?.allocate(self.caches, false, USED)
+        let core = self.core()?;
+        core.allocate(self.caches, false, USED).inspect_err(|_| core.count_failure())
     }
 
     /// Fills the front of `objects` with objects, and says how many: fewer than asked for only where the next one failed.
     pub fn allocate_bulk(&self, objects: &mut [*mut u8]) -> usize {
-        for (filled, place) in objects.iter_mut().enumerate() {
-            match self.allocate() {
-                Ok(object) => *place = object.as_ptr(),
-                Err(_) => return filled,
+        let Ok(core) = self.core() else { return 0 };
+        let mut filled = 0;
+        while filled < objects.len() {
+            let end = objects.len().min(filled + BATCH);
+            filled += core.allocate_bulk(self.caches, &mut objects[filled..end]);
+            if filled == end {
+                continue;
             }
+            let Ok(object) = self.allocate() else { break };
+            objects[filled] = object.as_ptr();
+            filled += 1;
         }
-        objects.len()
+        filled
     }
 
     /// Frees an object. What is no allocated object of this cache is refused with a report: see *Bad frees* in the crate's
@@ -165,18 +169,25 @@ impl<'a, P: Platform> Cache<'a, P> {
     }
 
     unsafe fn try_free(&self, object: NonNull<u8>) -> Result<(), Fault> {
-        let core = self.existing().ok_or(Fault::BadAddress)?;
+        let core = self.core_of(object)?;
         // SAFETY: passed on to the caller.
         unsafe { core.free(self.caches, object.as_ptr(), USED) }.map_err(|fault| self.name_owner(object, fault))
+    }
+
+    /// The core, which an object to be freed came from.
+    fn core_of(&self, object: NonNull<u8>) -> Result<&Core<P>, Fault> {
+        self.existing().ok_or_else(|| self.name_owner(object, Fault::BadAddress))
     }
 
     /// A pointer of another cache is named as that.
     #[cold]
     fn name_owner(&self, object: NonNull<u8>, fault: Fault) -> Fault {
-        match self.caches.name_of_owner(object.as_ptr()) {
-            Some(owner) if fault == Fault::BadBase && owner != self.name => {
-                Fault::WrongCache { freed: self.name, owner }
-            }
+        let core = self.existing();
+        match self.caches.owner_of(object.as_ptr()) {
+            Some(owner) if core.is_none_or(|core| core.slabs.id != owner) => Fault::WrongCache {
+                freed: core.map_or(CacheName(self.name, 0), Core::full_name),
+                owner: self.caches.name_of(owner).unwrap_or(CacheName("the allocator itself", 0)),
+            },
             _ => fault,
         }
     }
@@ -188,25 +199,21 @@ impl<'a, P: Platform> Cache<'a, P> {
     ///
     /// As [`free`](Self::free), for each.
     pub unsafe fn free_bulk(&self, objects: &[NonNull<u8>]) {
-        let Some(core) = self.existing() else { return };
         let mut batch = [core::ptr::null_mut(); BATCH];
         for chunk in objects.chunks(BATCH) {
-            let mut taken = 0;
-            let mut fault = None;
-            for object in chunk {
-                match core.take_back(self.caches, object.as_ptr(), USED) {
-                    Ok(()) => {
-                        batch[taken] = object.as_ptr();
-                        taken += 1;
-                    }
-                    Err(found) => {
-                        fault = Some((*object, self.name_owner(*object, found)));
-                        break;
-                    }
+            let (mut taken, mut refused) = (0, None);
+            for &object in chunk {
+                if let Err(fault) = self.take_back(object) {
+                    refused = Some((object, fault));
+                    break;
                 }
+                batch[taken] = object.as_ptr();
+                taken += 1;
             }
-            core.put_batch(self.caches, &batch[..taken]);
-            if let Some((object, fault)) = fault {
+            if let Some(core) = self.existing() {
+                core.put_batch(self.caches, &batch[..taken]);
+            }
+            if let Some((object, fault)) = refused {
                 fault.report(object.as_ptr());
             }
         }
@@ -260,7 +267,7 @@ impl<'a, P: Platform> Cache<'a, P> {
 
     /// Takes an object back from its user without giving it to anybody.
     pub(super) fn take_back(&self, object: NonNull<u8>) -> Result<(), Fault> {
-        let core = self.existing().ok_or(Fault::BadAddress)?;
+        let core = self.core_of(object)?;
         core.take_back(self.caches, object.as_ptr(), USED).map_err(|fault| self.name_owner(object, fault))
     }
 
@@ -291,34 +298,22 @@ impl<'a, P: Platform> Cache<'a, P> {
     #[cold]
     fn create(&self) -> Result<&Core<P>, AllocError> {
         let geometry = Geometry::new(self.layout).ok_or(AllocError::BadLayout)?;
-        let memory = self.caches.allocate_metadata(size_of::<Core<P>>()).ok_or(AllocError::NoMemory)?.cast::<Core<P>>();
-        let (Ok(id), true) = (self.caches.new_id(), align_of::<Core<P>>() <= size_of::<Core<P>>().next_power_of_two())
-        else {
-            // SAFETY: allocated above with this size.
-            unsafe { self.caches.free_metadata(memory.as_ptr().cast(), size_of::<Core<P>>()) };
-            return Err(AllocError::TooManyCaches);
-        };
-        let mut core = Core::new(self.name, id, geometry, self.lifecycle, self.magazines);
-        core.namesake = self.caches.count_named(self.name);
+        let allocate = || self.caches.allocate_metadata(size_of::<Core<P>>());
+        let memory = allocate()
+            .or_else(|| self.caches.with_relief(size_of::<Core<P>>(), allocate))
+            .ok_or(AllocError::NoMemory)?;
+        let memory = memory.cast::<Core<P>>();
+        let core = Core::new(self.name, 0, geometry, self.lifecycle, self.magazines);
         core.slabs.set_limit(self.limit);
         // SAFETY: the memory is ours, large enough, and aligned as metadata is.
         unsafe { memory.write(core) };
-        let (null, new) = (core::ptr::null_mut(), memory.as_ptr());
-        match self.core.compare_exchange(null, new, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => {
-                // SAFETY: just written; it stays there until `drop` unregisters it.
-                let core = unsafe { memory.as_ref() };
-                // SAFETY: as above.
-                unsafe { self.caches.register(core) };
-                Ok(core)
-            }
-            Err(other) => {
-                // SAFETY: allocated above with this size, and never shown to anybody.
-                unsafe { self.caches.free_metadata(new.cast(), size_of::<Core<P>>()) };
-                // SAFETY: another CPU was first; its core is there as ours would be.
-                Ok(unsafe { &*other })
-            }
+        // SAFETY: just written; it stays there until `drop`.
+        let registered = unsafe { self.caches.register(memory, &self.core) };
+        if registered != Ok(true) {
+            // SAFETY: allocated above with this size, and never shown to anybody.
+            unsafe { self.caches.free_metadata(memory.as_ptr().cast(), size_of::<Core<P>>()) };
         }
+        registered.and_then(|_| self.existing().ok_or(AllocError::TooManyCaches))
     }
 }
 
@@ -330,13 +325,11 @@ impl<P: Platform> Drop for Cache<'_, P> {
         if core.in_use() > 0 {
             return;
         }
-        // SAFETY: `self` is borrowed by nobody, so no CPU is in any of its methods.
+        self.caches.unregister(core);
+        // SAFETY: nobody has borrowed `self`, so no CPU is in any of its methods; nor does anybody find it in the registry.
         unsafe { core.tear_down(self.caches) };
-        let memory = self.core.load(Ordering::Relaxed);
-        if self.caches.unregister(core) {
-            // SAFETY: allocated in `create` with this size, and now known to nobody.
-            unsafe { self.caches.free_metadata(memory.cast(), size_of::<Core<P>>()) };
-        }
+        // SAFETY: allocated in `create` with this size, and now known to nobody.
+        unsafe { self.caches.free_metadata(self.core.load(Ordering::Relaxed).cast(), size_of::<Core<P>>()) };
     }
 }
 

@@ -2,7 +2,7 @@
 
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering::Relaxed, Ordering::Release};
 
 use spin::Once;
 
@@ -10,6 +10,7 @@ use super::core::Core;
 use super::geometry::Geometry;
 use super::slabs::Slabs;
 use super::{AllocError, layout};
+use crate::fault::CacheName;
 use crate::frames::{Frame, Frames, Order, Owner};
 use crate::lock::IrqLock;
 use crate::memory::FRAME_SIZE;
@@ -214,7 +215,8 @@ impl<P: Platform> Caches<P> {
         match self.metadata_cache(bytes) {
             Some(slabs) => NonNull::new(slabs.take(self, true).ok()?.0),
             None => {
-                let frame = self.allocate_frames(bytes.div_ceil(FRAME_SIZE) as u32, Order::ZERO)?;
+                let count = u32::try_from(bytes.div_ceil(FRAME_SIZE)).ok()?;
+                let frame = self.allocate_frames(count, Order::ZERO)?;
                 NonNull::new(self.frames.pointer(frame))
             }
         }
@@ -237,8 +239,7 @@ impl<P: Platform> Caches<P> {
     }
 
     fn metadata_cache(&self, bytes: usize) -> Option<&Slabs<P>> {
-        let index = bytes.max(SMALLEST_METADATA).next_power_of_two().ilog2() - SMALLEST_METADATA.ilog2();
-        self.metadata.get(index as usize)
+        self.metadata.iter().find(|slabs| bytes <= slabs.geometry.stride)
     }
 
     /// Whether so little is free that nothing should be taken that one can do without.
@@ -256,7 +257,8 @@ impl<P: Platform> Caches<P> {
         self.reap_epoch.fetch_add(1, Relaxed);
         let mut frames = 0;
         self.for_each(|cache| frames += cache.reap(self));
-        self.metadata.iter().for_each(|slabs| frames += slabs.reap(self, true));
+        // The larger first: their slabs' headers are among the smaller.
+        self.metadata.iter().rev().for_each(|slabs| frames += slabs.reap(self, true));
         self.frames.drain_stock();
         self.repay(0);
         frames
@@ -275,7 +277,7 @@ impl<P: Platform> Caches<P> {
     /// An interval is over for every cache.
     pub(crate) fn end_interval(&self) {
         self.for_each(|cache| cache.end_interval(self));
-        for slabs in &self.metadata {
+        for slabs in self.metadata.iter().rev() {
             slabs.end_interval();
             slabs.reap(self, false);
         }
@@ -299,37 +301,52 @@ impl<P: Platform> Caches<P> {
         None
     }
 
-    /// A number for a new cache, which is put last in the registry.
+    /// Puts a new cache last in the registry, gives it its numbers, and shows it in `place`. Whether it has done so: another CPU
+    /// may have put a cache there already.
     ///
     /// # Safety
     ///
-    /// `cache` stays where it is until [`unregister`](Self::unregister).
-    pub(crate) unsafe fn register(&self, cache: &Core<P>) {
-        let registry = self.registry.lock();
-        let this = core::ptr::from_ref(cache).cast_mut();
-        let last = registry.last.load(Relaxed);
-        // SAFETY: what is in the registry is there.
-        match unsafe { last.as_ref() } {
-            Some(last) => last.next.store(this, Relaxed),
-            None => registry.first.store(this, Relaxed),
-        }
-        cache.previous.store(last, Relaxed);
-        registry.last.store(this, Relaxed);
-    }
-
-    /// The next number for a cache that registers.
-    pub(crate) fn new_id(&self) -> Result<u32, AllocError> {
+    /// `cache` is written, nobody else knows it, and it stays there until [`unregister`](Self::unregister).
+    pub(super) unsafe fn register(
+        &self,
+        cache: NonNull<Core<P>>,
+        place: &AtomicPtr<Core<P>>,
+    ) -> Result<bool, AllocError> {
         let mut registry = self.registry.lock();
+        if !place.load(Relaxed).is_null() {
+            return Ok(false);
+        }
         if registry.next_id > LAST {
             return Err(AllocError::TooManyCaches);
         }
+        let last = registry.last.load(Relaxed);
+        // SAFETY: nobody else knows it yet, says the caller.
+        let new = unsafe { &mut *cache.as_ptr() };
+        new.slabs.id = registry.next_id;
+        new.namesake = registry.count_namesakes(new.name);
+        *new.previous.get_mut() = last;
         registry.next_id += 1;
-        Ok(registry.next_id - 1)
+        // SAFETY: what is in the registry is there.
+        match unsafe { last.as_ref() } {
+            Some(last) => last.next.store(cache.as_ptr(), Relaxed),
+            None => registry.first.store(cache.as_ptr(), Relaxed),
+        }
+        registry.last.store(cache.as_ptr(), Relaxed);
+        place.store(cache.as_ptr(), Release);
+        Ok(true)
     }
 
-    /// Takes a cache out of the registry. Whether the caller must free it: else somebody looks at it, and frees it then.
-    pub(crate) fn unregister(&self, cache: &Core<P>) -> bool {
-        let registry = self.registry.lock();
+    /// Takes a cache out of the registry. It waits until nobody looks at it there, which is short: but whoever is called back
+    /// while it is looked at, a destructor of its objects above all, must not come here.
+    pub(super) fn unregister(&self, cache: &Core<P>) {
+        let registry = loop {
+            let registry = self.registry.lock();
+            if cache.visitors.load(Relaxed) == 0 {
+                break registry;
+            }
+            drop(registry);
+            core::hint::spin_loop();
+        };
         let (next, previous) = (cache.next.load(Relaxed), cache.previous.load(Relaxed));
         // SAFETY: what is in the registry is there.
         match unsafe { previous.as_ref() } {
@@ -341,66 +358,57 @@ impl<P: Platform> Caches<P> {
             Some(next) => next.previous.store(previous, Relaxed),
             None => registry.last.store(previous, Relaxed),
         }
-        cache.dead.store(true, Relaxed);
-        cache.visitors.load(Relaxed) == 0
     }
 
     /// Calls `visit` with each cache of the size classes and of the registry, with no lock held.
     pub(crate) fn for_each(&self, mut visit: impl FnMut(&Core<P>)) {
         self.general.iter().for_each(&mut visit);
-        let mut position = self.enter_first();
-        while let Some(cache) = position {
-            visit(cache);
-            position = self.enter_next(cache);
+        let mut next = self.visit_after(None);
+        while let Some(here) = next {
+            visit(here.cache);
+            next = self.visit_after(Some(&here));
         }
     }
 
-    fn enter_first(&self) -> Option<&Core<P>> {
+    fn visit_after(&self, place: Option<&Visit<'_, P>>) -> Option<Visit<'_, P>> {
         let registry = self.registry.lock();
-        // SAFETY: what is in the registry is there, and as long as it has a visitor it stays in memory.
-        let first = unsafe { registry.first.load(Relaxed).as_ref() }?;
-        first.visitors.fetch_add(1, Relaxed);
-        Some(first)
+        let next = place.map_or(&registry.first, |place| &place.cache.next).load(Relaxed);
+        // SAFETY: what is in the registry is there, and as long as it has a visitor it stays.
+        let cache = unsafe { next.as_ref() }?;
+        cache.visitors.fetch_add(1, Relaxed);
+        Some(Visit { registry: &self.registry, cache })
     }
 
-    /// Leaves a cache for the one after it.
-    fn enter_next(&self, cache: &Core<P>) -> Option<&Core<P>> {
-        let registry = self.registry.lock();
-        let dead = cache.dead.load(Relaxed);
-        // A dead cache no longer knows its neighbours: the visit ends there.
-        let next = if dead { core::ptr::null_mut() } else { cache.next.load(Relaxed) };
-        // SAFETY: as in `enter_first`.
-        let next = unsafe { next.as_ref() };
-        if let Some(next) = next {
-            next.visitors.fetch_add(1, Relaxed);
-        }
-        let last_visitor = cache.visitors.fetch_sub(1, Relaxed) == 1;
-        drop(registry);
-        if dead && last_visitor {
-            // SAFETY: out of the registry, and this was the last look at it.
-            unsafe { self.free_metadata(core::ptr::from_ref(cache).cast_mut().cast(), size_of::<Core<P>>()) };
-        }
-        next
+    /// A CPU leaves: gives back what its magazines hold.
+    ///
+    /// # Safety
+    ///
+    /// The CPU with this number uses no cache of this allocator meanwhile.
+    pub(crate) unsafe fn retire_cpu(&self, cpu: usize) {
+        // SAFETY: passed on to the caller.
+        self.for_each(|cache| unsafe { cache.retire_cpu(self, cpu) });
+        // self.frames.drain_stock_of(cpu)
     }
 
-    /// The name of the cache that the slab around `object` belongs to.
+    /// The number of the cache that the slab around `object` belongs to.
     #[cold]
-    pub(crate) fn name_of_owner(&self, object: *const u8) -> Option<&'static str> {
-        let Owner::Slab { cache: id, .. } = self.frames.owner(self.frames.frame_of(object)?) else { return None };
+    pub(super) fn owner_of(&self, object: *const u8) -> Option<u32> {
+        match self.frames.owner(self.frames.frame_of(object)?) {
+            Owner::Slab { cache, .. } => Some(cache),
+            _ => None,
+        }
+    }
+
+    /// What the cache with this number is called; `None` for metadata.
+    #[cold]
+    pub(crate) fn name_of(&self, id: u32) -> Option<CacheName> {
         let mut name = None;
         self.for_each(|cache| {
             if cache.slabs.id == id {
-                name = Some(cache.name);
+                name = Some(cache.full_name());
             }
         });
         name
-    }
-
-    /// How many caches in the registry have this name already.
-    pub(crate) fn count_named(&self, name: &str) -> u32 {
-        let mut count = 0;
-        self.for_each(|cache| count += u32::from(cache.name == name));
-        count
     }
 
     /// Checks the invariants of the page frames and of every cache.
@@ -427,6 +435,35 @@ fn loan_sizes(count: u32, alignment: Order) -> Option<impl Iterator<Item = usize
     let surely = if block == 1 { 1 } else { 2 * block - 1 };
     let records = surely.div_ceil(RECORDS_IN_FRAME) + TREE_NODES;
     Some([LOAN.max(surely + records), surely + records, surely].into_iter())
+}
+
+impl<P> Registry<P> {
+    /// A number that no cache of this name has, larger than those of all that there are.
+    fn count_namesakes(&self, name: &str) -> u32 {
+        let mut number = 0;
+        let mut position = self.first.load(Relaxed);
+        // SAFETY: what is in the registry is there, and the caller holds its lock.
+        while let Some(cache) = unsafe { position.as_ref() } {
+            if cache.name == name {
+                number = cache.namesake + 1;
+            }
+            position = cache.next.load(Relaxed);
+        }
+        number
+    }
+}
+
+/// A look at a cache of the registry, which stays there until this is dropped.
+struct Visit<'a, P: Platform> {
+    registry: &'a IrqLock<P, Registry<P>>,
+    cache: &'a Core<P>,
+}
+
+impl<P: Platform> Drop for Visit<'_, P> {
+    fn drop(&mut self) {
+        let _registry = self.registry.lock();
+        self.cache.visitors.fetch_sub(1, Relaxed);
+    }
 }
 
 impl<P> fmt::Debug for Caches<P> {

@@ -19,8 +19,9 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Kind(u8);
 
-/// The layer is off in heaps with less memory than this: what magazines hold back would be missed.
-pub(crate) const LEAST_MEMORY: usize = 1 << 20;
+/// The layer is off in heaps with less memory than this, and this for each CPU: what magazines hold back would be missed.
+const LEAST_MEMORY: usize = 1 << 20;
+const LEAST_MEMORY_A_CPU: usize = 64 << 10;
 
 /// So many meetings at the depot's lock in an interval, and magazines grow.
 const CONTENTION: u32 = 3;
@@ -46,6 +47,11 @@ impl Kind {
     pub(crate) const fn from_index(index: u8) -> Self {
         Self(index)
     }
+}
+
+/// Bytes of memory that a heap must have for magazines of so many CPUs.
+pub(crate) fn least_memory(cpus: usize) -> usize {
+    (LEAST_MEMORY_A_CPU * cpus).max(LEAST_MEMORY)
 }
 
 /// The kinds that a cache may use, from first to largest; `None` where its objects are too large for magazines.

@@ -30,24 +30,34 @@ pub(crate) const LENT: u8 = 4;
 /// Slots that a bit of the summary stands for.
 const GROUP: usize = 8;
 
+/// The two lists that a slab is in: that of slabs about as full, and that of all.
+pub(super) const BY_FULLNESS: usize = 0;
+pub(super) const OF_ALL: usize = 1;
+
+/// Neighbours in a list, by their first frames.
+#[derive(Debug)]
+#[repr(C)]
+struct Links {
+    next: AtomicU32,
+    previous: AtomicU32,
+}
+
 /// What a slab knows of itself. The states follow it in memory.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Header {
-    /// Neighbours in the list of slabs that are about as full, by their first frames.
-    next: AtomicU32,
-    previous: AtomicU32,
+    links: [Links; 2],
     /// Bytes from the start of the slab to its first slot.
     colour: AtomicU32,
     /// Slots that are not free.
     used: AtomicU16,
-    /// The list that it is in.
+    /// How full it is: which of the lists by fullness it is in.
     band: AtomicU16,
     /// A bit is set where one of these eight slots is free.
     summary: AtomicU64,
 }
 
-const _: () = assert!(size_of::<Header>() == 24);
+const _: () = assert!(size_of::<Header>() == 32);
 
 /// A slab in memory.
 #[derive(Debug, Clone, Copy)]
@@ -68,8 +78,7 @@ impl<'a> Slab<'a> {
     pub(crate) unsafe fn create(start: *mut u8, header: *mut u8, geometry: &'a Geometry, colour: u32) -> Self {
         let groups = geometry.slots.div_ceil(GROUP);
         let value = Header {
-            next: AtomicU32::new(Frame::NONE),
-            previous: AtomicU32::new(Frame::NONE),
+            links: [const { Links { next: AtomicU32::new(Frame::NONE), previous: AtomicU32::new(Frame::NONE) } }; 2],
             colour: AtomicU32::new(colour),
             used: AtomicU16::new(0),
             band: AtomicU16::new(0),
@@ -145,20 +154,25 @@ impl<'a> Slab<'a> {
         self.start.wrapping_add(colour + slot * self.geometry.stride)
     }
 
-    /// Its neighbours in the list, next and previous.
-    pub(super) fn links(self) -> (Option<Frame>, Option<Frame>) {
-        (Frame::some(self.header.next.load(Relaxed)), Frame::some(self.header.previous.load(Relaxed)))
+    /// The slab behind it in one of its two lists.
+    pub(super) fn next(self, list: usize) -> Option<Frame> {
+        Frame::some(self.header.links[list].next.load(Relaxed))
     }
 
-    pub(super) fn set_next(self, next: Option<Frame>) {
-        self.header.next.store(next.map_or(Frame::NONE, Frame::number), Relaxed);
+    /// The slab before it.
+    pub(super) fn previous(self, list: usize) -> Option<Frame> {
+        Frame::some(self.header.links[list].previous.load(Relaxed))
     }
 
-    pub(super) fn set_previous(self, previous: Option<Frame>) {
-        self.header.previous.store(previous.map_or(Frame::NONE, Frame::number), Relaxed);
+    pub(super) fn set_next(self, list: usize, next: Option<Frame>) {
+        self.header.links[list].next.store(next.map_or(Frame::NONE, Frame::number), Relaxed);
     }
 
-    /// The list that it is in.
+    pub(super) fn set_previous(self, list: usize, previous: Option<Frame>) {
+        self.header.links[list].previous.store(previous.map_or(Frame::NONE, Frame::number), Relaxed);
+    }
+
+    /// Which of the lists by fullness it is in.
     pub(super) fn band(self) -> usize {
         self.header.band.load(Relaxed) as usize
     }

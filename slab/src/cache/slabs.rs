@@ -8,7 +8,7 @@
 //! Slabs are created and released, and objects constructed and destroyed, with no lock held.
 //!
 //! Invariants, whenever the lock is free:
-//! 1. A slab is in the list of its band, and its band is that of its used slots.
+//! 1. A slab is in the list of its band, which is that of its used slots, and in the list of all slabs; nothing else is.
 //! 2. Every frame of a slab has a record that names this cache, and from the first frame's one finds the header.
 
 use core::fmt;
@@ -16,7 +16,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use super::geometry::Geometry;
 use super::shared::Caches;
-use super::slab::{FREE, Slab, USED};
+use super::slab::{BY_FULLNESS, CACHED, FREE, OF_ALL, RAW, Slab, USED};
 use super::{AllocError, InitFailed};
 use crate::fault::Fault;
 use crate::frames::{Frame, Frames, Owner};
@@ -28,7 +28,9 @@ use crate::verify::Broken;
 const BANDS: usize = 8;
 const EMPTY: usize = 0;
 const FULL: usize = BANDS + 1;
-const LISTS: usize = BANDS + 2;
+/// The list of all slabs, behind those of the bands.
+const ALL: usize = BANDS + 2;
+const LISTS: usize = BANDS + 3;
 
 /// Empty slabs that stay without a working set.
 const HYSTERESIS: usize = 1;
@@ -50,9 +52,10 @@ pub(crate) struct Slabs<P> {
 
 #[derive(Debug)]
 struct State {
+    /// First slabs: of each band, and of all.
     lists: [Option<Frame>; LISTS],
     /// Which of the lists have a slab, a bit each.
-    bands: u16,
+    filled: u16,
     numbers: Numbers,
     colour: u32,
     limit: usize,
@@ -61,6 +64,8 @@ struct State {
     /// The most and the fewest slabs with used slots since the interval began.
     busiest: usize,
     idlest: usize,
+    /// Who goes over the list of all slabs now: no slab leaves it meanwhile.
+    walks: u32,
 }
 
 /// Counts of the slab layer.
@@ -79,44 +84,51 @@ impl<P> Slabs<P> {
         let numbers = Numbers { slabs: 0, empty: 0, taken: 0, created: 0, released: 0 };
         let state = State {
             lists: [None; LISTS],
-            bands: 0,
+            filled: 0,
             numbers,
             colour: 0,
             limit: usize::MAX,
             keep: HYSTERESIS,
             busiest: 0,
             idlest: 0,
+            walks: 0,
         };
         Self { geometry, id, lifecycle, state: IrqLock::new(state) }
     }
 }
 
 impl<P: Platform> Slabs<P> {
-    /// An object out of its slab, and whether it is constructed. Its slot is [`CACHED`](super::slab::CACHED) then.
+    /// An object out of its slab, and whether it is constructed. Its slot is [`CACHED`] then.
     pub(crate) fn take(&self, shared: &Caches<P>, grow: bool) -> Result<(*mut u8, bool), AllocError> {
-        if let Some(object) = self.take_from_list(shared.frames())? {
+        let frames = shared.frames();
+        if let Some(object) = self.take_from_list(&mut self.state.lock(), frames)? {
             return Ok(object);
         }
         if !grow {
             return Err(AllocError::WouldGrow);
         }
         let first = self.create(shared).ok_or(AllocError::NoMemory)?;
-        // SAFETY: just created.
-        let slab = unsafe { self.slab(shared.frames(), first) };
         let mut state = self.state.lock();
-        state.numbers.slabs += 1;
         state.numbers.created = state.numbers.created.wrapping_add(1);
-        state.numbers.empty += 1;
-        let object = if state.numbers.taken < state.limit { slab.take() } else { None };
-        self.link(&mut state, shared.frames(), first, slab);
-        if object.is_some() {
-            state.taken_one();
-        }
-        object.ok_or(AllocError::AtLimit)
+        self.attach(&mut state, frames, first);
+        // The new slab, or a fuller one that another CPU has freed an object of.
+        self.take_from_list(&mut state, frames)?.ok_or(AllocError::NoMemory)
     }
 
-    fn take_from_list(&self, frames: &Frames<P>) -> Result<Option<(*mut u8, bool)>, AllocError> {
+    /// Fills the front of `objects` from the slabs that are there, with one hold of the lock, and says how many.
+    pub(crate) fn take_bulk(&self, shared: &Caches<P>, objects: &mut [*mut u8]) -> usize {
         let mut state = self.state.lock();
+        let mut taken = 0;
+        while taken < objects.len()
+            && let Ok(Some((object, _))) = self.take_from_list(&mut state, shared.frames())
+        {
+            objects[taken] = object;
+            taken += 1;
+        }
+        taken
+    }
+
+    fn take_from_list(&self, state: &mut State, frames: &Frames<P>) -> Result<Option<(*mut u8, bool)>, AllocError> {
         if state.numbers.taken >= state.limit {
             return Err(AllocError::AtLimit);
         }
@@ -124,26 +136,41 @@ impl<P: Platform> Slabs<P> {
         // SAFETY: what is in a list is a slab of this cache.
         let slab = unsafe { self.slab(frames, first) };
         let object = slab.take();
-        state.taken_one();
-        self.place(&mut state, frames, first, slab);
+        state.numbers.taken += usize::from(object.is_some());
+        self.place(state, frames, first, slab);
         Ok(object)
     }
 
-    /// Takes objects back whose slots are [`CACHED`](super::slab::CACHED), all with one hold of the lock.
+    /// Takes objects back whose slots are [`CACHED`], all with one hold of the lock. What is no such object is reported when
+    /// the others are back.
     pub(crate) fn put(&self, shared: &Caches<P>, objects: &[*mut u8], constructed: bool) {
         let frames = shared.frames();
+        let mut bad = None;
         let mut state = self.state.lock();
         for &object in objects {
-            let Ok((slab, slot)) = self.find(frames, object) else { continue };
+            let Some((first, slab, slot)) = self.locate_cached(frames, object) else {
+                bad = Some(object);
+                continue;
+            };
             slab.put(slot, constructed);
             state.numbers.taken -= 1;
-            let Some(first) = self.first_of(frames, object) else { continue };
             self.place(&mut state, frames, first, slab);
         }
         let keep = state.keep;
         let surplus = self.detach_empty(&mut state, frames, keep);
         drop(state);
         self.release_all(shared, surplus);
+        if let Some(object) = bad {
+            Fault::BadRound.report(object);
+        }
+    }
+
+    fn locate_cached(&self, frames: &Frames<P>, object: *mut u8) -> Option<(Frame, Slab<'_>, usize)> {
+        let first = self.first_of(frames, object)?;
+        // SAFETY: the record says that it is a slab of this cache.
+        let slab = unsafe { self.slab(frames, first) };
+        let slot = slab.slot_of(object)?;
+        (slab.states()[slot].load(Relaxed) == CACHED).then_some((first, slab, slot))
     }
 
     /// Releases empty slabs down to the working set, or all of them. Returns the page frames that went back.
@@ -234,13 +261,13 @@ impl<P: Platform> Slabs<P> {
         } else {
             self.header(frames, first, start)
         };
-        let frame = frames.frame_of(header)?;
-        let offset = header.addr() - frames.pointer(frame).addr();
+        let header_frame = frames.frame_of(header)?;
+        let offset = header.addr() - frames.pointer(header_frame).addr();
         let colour = self.next_colour();
         // SAFETY: the frames are new and as many as that, and so is the header: at the end of the slab, which keeps room
         // for it, or metadata of that size.
         unsafe { Slab::create(start, header, &self.geometry, colour) };
-        frames.make_slab(first, self.geometry.frames, self.id, (frame, offset as u32));
+        frames.make_slab(first, self.geometry.frames, self.id, (header_frame, offset as u32));
         Some(first)
     }
 
@@ -251,51 +278,72 @@ impl<P: Platform> Slabs<P> {
         colour * self.geometry.align as u32
     }
 
-    /// Takes empty slabs out of their list until `keep` are left, and returns them linked by their headers.
+    /// Takes empty slabs out of their lists until `keep` are left, and returns them linked by their headers.
     fn detach_empty(&self, state: &mut State, frames: &Frames<P>, keep: usize) -> Option<Frame> {
         let mut detached = None;
-        while state.numbers.empty > keep {
+        while state.numbers.empty > keep && state.walks == 0 {
             let Some(first) = state.lists[EMPTY] else { break };
             // SAFETY: what is in a list is a slab of this cache.
             let slab = unsafe { self.slab(frames, first) };
-            self.unlink(state, frames, slab);
-            slab.set_next(detached.replace(first));
+            self.unlink(state, frames, EMPTY, slab);
+            self.unlink(state, frames, ALL, slab);
+            slab.set_next(OF_ALL, detached.replace(first));
             state.numbers.empty -= 1;
             state.numbers.slabs -= 1;
-            state.numbers.released = state.numbers.released.wrapping_add(1);
         }
         detached
     }
 
     /// Gives detached slabs back to the page frames, and says how many there were.
-    fn release_all(&self, shared: &Caches<P>, mut detached: Option<Frame>) -> usize {
+    fn release_all(&self, shared: &Caches<P>, detached: Option<Frame>) -> usize {
         let frames = shared.frames();
+        let mut detached = Detached { slabs: self, frames, first: detached };
         let mut released = 0;
-        while let Some(first) = detached {
-            let start = frames.pointer(first);
-            // SAFETY: out of its list but not freed yet, so it is ours alone.
+        while let Some(first) = detached.first {
+            // SAFETY: out of its lists but not freed yet, so it is ours alone.
             let slab = unsafe { self.slab(frames, first) };
-            detached = slab.links().0;
             self.destroy_objects(slab);
-            let header = self.header(frames, first, start);
-            frames.free_slab(first, self.geometry.frames);
-            if self.geometry.off_slab {
-                // SAFETY: allocated with this size in `create`; the slab is gone.
-                unsafe { shared.free_metadata(header, self.geometry.header_bytes()) };
-            }
+            detached.first = slab.next(OF_ALL);
+            self.release(shared, first);
             released += 1;
         }
+        if released > 0 {
+            let mut state = self.state.lock();
+            state.numbers.released = state.numbers.released.wrapping_add(released as u64);
+        }
         released
+    }
+
+    /// Gives the memory of a detached slab back, in which no object is constructed.
+    fn release(&self, shared: &Caches<P>, first: Frame) {
+        let frames = shared.frames();
+        let header = self.header(frames, first, frames.pointer(first));
+        frames.free_slab(first, self.geometry.frames);
+        if self.geometry.off_slab {
+            // SAFETY: allocated with this size in `create`; the slab is gone.
+            unsafe { shared.free_metadata(header, self.geometry.header_bytes()) };
+        }
     }
 
     fn destroy_objects(&self, slab: Slab<'_>) {
         let Some(lifecycle) = self.lifecycle else { return };
         for (slot, state) in slab.states().iter().enumerate() {
-            if state.load(Relaxed) == FREE {
+            // First the state, so that a destructor that panics is not called again.
+            if state.swap(RAW, Relaxed) == FREE {
                 // SAFETY: the object is constructed, free, and in a slab that only we know.
                 unsafe { (lifecycle.fini)(slab.object(slot)) };
             }
         }
+    }
+
+    /// Puts an empty slab that is in no list into its two lists.
+    fn attach(&self, state: &mut State, frames: &Frames<P>, first: Frame) {
+        state.numbers.slabs += 1;
+        state.numbers.empty += 1;
+        // SAFETY: the caller has a slab of this cache.
+        unsafe { self.slab(frames, first) }.set_band(EMPTY);
+        self.push(state, frames, EMPTY, first);
+        self.push(state, frames, ALL, first);
     }
 
     /// Moves a slab to the list of its band.
@@ -304,54 +352,44 @@ impl<P: Platform> Slabs<P> {
         if old == new {
             return;
         }
-        self.unlink(state, frames, slab);
-        if old == EMPTY {
-            state.numbers.empty -= 1;
-        }
-        if new == EMPTY {
-            state.numbers.empty += 1;
-        }
-        self.push(state, frames, first, slab, new);
-    }
-
-    /// Puts a slab that is in no list and counts as empty into the list of its band.
-    fn link(&self, state: &mut State, frames: &Frames<P>, first: Frame, slab: Slab<'_>) {
-        let band = self.band_of(slab);
-        if band != EMPTY {
-            state.numbers.empty -= 1;
-        }
-        self.push(state, frames, first, slab, band);
-    }
-
-    fn push(&self, state: &mut State, frames: &Frames<P>, first: Frame, slab: Slab<'_>, band: usize) {
-        let next = state.lists[band].replace(first);
-        state.bands |= 1 << band;
-        slab.set_band(band);
-        slab.set_previous(None);
-        slab.set_next(next);
-        if let Some(next) = next {
-            // SAFETY: what is in a list is a slab of this cache.
-            unsafe { self.slab(frames, next) }.set_previous(Some(first));
-        }
+        self.unlink(state, frames, old, slab);
+        slab.set_band(new);
+        self.push(state, frames, new, first);
+        state.numbers.empty += usize::from(new == EMPTY);
+        state.numbers.empty -= usize::from(old == EMPTY);
         let busy = state.numbers.slabs - state.numbers.empty;
         state.busiest = state.busiest.max(busy);
         state.idlest = state.idlest.min(busy);
     }
 
-    fn unlink(&self, state: &mut State, frames: &Frames<P>, slab: Slab<'_>) {
-        let band = slab.band();
-        let (next, previous) = slab.links();
+    fn push(&self, state: &mut State, frames: &Frames<P>, list: usize, first: Frame) {
+        // SAFETY: the caller has a slab of this cache.
+        let slab = unsafe { self.slab(frames, first) };
+        let links = links_of(list);
+        let next = state.lists[list].replace(first);
+        state.filled |= 1 << list;
+        slab.set_previous(links, None);
+        slab.set_next(links, next);
+        if let Some(next) = next {
+            // SAFETY: what is in a list is a slab of this cache.
+            unsafe { self.slab(frames, next) }.set_previous(links, Some(first));
+        }
+    }
+
+    fn unlink(&self, state: &mut State, frames: &Frames<P>, list: usize, slab: Slab<'_>) {
+        let links = links_of(list);
+        let (next, previous) = (slab.next(links), slab.previous(links));
         match previous {
             // SAFETY: what is in a list is a slab of this cache.
-            Some(previous) => unsafe { self.slab(frames, previous) }.set_next(next),
-            None => state.lists[band] = next,
+            Some(previous) => unsafe { self.slab(frames, previous) }.set_next(links, next),
+            None => state.lists[list] = next,
         }
         if let Some(next) = next {
             // SAFETY: as above.
-            unsafe { self.slab(frames, next) }.set_previous(previous);
+            unsafe { self.slab(frames, next) }.set_previous(links, previous);
         }
-        if state.lists[band].is_none() {
-            state.bands &= !(1 << band);
+        if state.lists[list].is_none() {
+            state.filled &= !(1 << list);
         }
     }
 
@@ -364,37 +402,16 @@ impl<P: Platform> Slabs<P> {
     }
 
     /// Calls `visit` with each object that is allocated. No lock is held then; what is allocated or freed meanwhile may be
-    /// left out or visited.
+    /// left out or visited. Empty slabs stay meanwhile.
     pub(crate) fn for_each_used(&self, frames: &Frames<P>, mut visit: impl FnMut(*mut u8)) {
-        for list in 1..LISTS {
-            let mut position = None;
-            while let Some(page) = self.used_after(frames, list, position) {
-                position = Some(page.slab);
-                let slots = (0..self.geometry.slots).filter(|slot| page.used[slot / 64] & 1 << (slot % 64) != 0);
-                slots.for_each(|slot| visit(page.first.wrapping_add(slot * self.geometry.stride)));
-            }
+        let (walk, mut position) = Walk::begin(self);
+        while let Some(first) = position {
+            // SAFETY: it is in the list of all slabs, and as long as there is a walk it stays there.
+            let slab = unsafe { walk.0.slab(frames, first) };
+            position = slab.next(OF_ALL);
+            let used = slab.states().iter().enumerate().filter(|(_, state)| state.load(Relaxed) >= USED);
+            used.for_each(|(slot, _)| visit(slab.object(slot)));
         }
-    }
-
-    /// The used slots of the slab after `position` in a list, or of its first.
-    fn used_after(&self, frames: &Frames<P>, list: usize, position: Option<Frame>) -> Option<UsedSlots> {
-        let state = self.state.lock();
-        let first = match position {
-            None => state.lists[list]?,
-            Some(position) => {
-                let still_there = matches!(frames.owner(position), Owner::Slab { cache, .. } if cache == self.id);
-                // SAFETY: the record says that it is a slab of this cache, and the lock keeps it one.
-                let slab = still_there.then(|| unsafe { self.slab(frames, position) })?;
-                if slab.band() == list { slab.links().0? } else { return None }
-            }
-        };
-        // SAFETY: what is in a list is a slab of this cache.
-        let slab = unsafe { self.slab(frames, first) };
-        let mut used = [0; 8];
-        for (slot, _) in slab.states().iter().enumerate().filter(|(_, state)| state.load(Relaxed) >= USED) {
-            used[slot / 64] |= 1 << (slot % 64);
-        }
-        Some(UsedSlots { slab: first, first: slab.object(0), used })
     }
 
     /// Checks the invariants of all slabs.
@@ -402,61 +419,108 @@ impl<P: Platform> Slabs<P> {
         let state = self.state.lock();
         let broken = |what: &'static str| Broken::Cache { id: self.id, what };
         let (mut slabs, mut taken) = (0, 0);
-        for (band, list) in state.lists.iter().enumerate() {
-            if list.is_some() != (state.bands & 1 << band != 0) {
-                return Err(broken("the bit of a list does not say whether it has a slab"));
-            }
-            let (mut position, mut previous, mut length) = (*list, None, 0);
-            while let Some(first) = position {
-                for offset in 0..self.geometry.frames {
-                    if !matches!(frames.owner(first.offset(offset)), Owner::Slab { cache, .. } if cache == self.id) {
-                        return Err(broken("a frame of a slab does not name its cache"));
-                    }
-                }
-                // SAFETY: its records say that it is a slab of this cache.
-                let slab = unsafe { self.slab(frames, first) };
-                if slab.links().1 != previous {
-                    return Err(broken("a slab does not link back to the one before it"));
-                }
-                if !slab.is_consistent() {
-                    return Err(broken("the used count or the summary of a slab is not that of its slots"));
-                }
-                if slab.band() != band || self.band_of(slab) != band {
-                    return Err(broken("a slab is in the list of another fullness"));
-                }
-                (previous, position) = (position, slab.links().0);
+        for list in 0..ALL {
+            self.verify_list(&state, frames, list, |slab| {
                 slabs += 1;
-                length += 1;
                 taken += slab.used();
-            }
-            if band == EMPTY && length != state.numbers.empty {
+                if !slab.is_consistent() {
+                    return Err("the used count or the summary of a slab is not that of its slots");
+                }
+                let right = slab.band() == list && self.band_of(slab) == list;
+                if right { Ok(()) } else { Err("a slab is in the list of another fullness") }
+            })
+            .map_err(broken)?;
+            if list == EMPTY && slabs != state.numbers.empty {
                 return Err(broken("the number of empty slabs is wrong"));
             }
         }
-        if (slabs, taken) != (state.numbers.slabs, state.numbers.taken) {
+        let mut all = 0;
+        self.verify_list(&state, frames, ALL, |_| {
+            all += 1;
+            Ok(())
+        })
+        .map_err(broken)?;
+        if (slabs, all, taken) != (state.numbers.slabs, state.numbers.slabs, state.numbers.taken) {
             return Err(broken("the number of slabs or of objects is not that of the lists"));
+        }
+        Ok(())
+    }
+
+    /// Checks the links of a list and the records of its slabs, and calls `check` with each slab.
+    fn verify_list(
+        &self,
+        state: &State,
+        frames: &Frames<P>,
+        list: usize,
+        mut check: impl FnMut(Slab<'_>) -> Result<(), &'static str>,
+    ) -> Result<(), &'static str> {
+        if state.lists[list].is_some() != (state.filled & 1 << list != 0) {
+            return Err("the bit of a list does not say whether it has a slab");
+        }
+        let (mut position, mut previous) = (state.lists[list], None);
+        while let Some(first) = position {
+            for offset in 0..self.geometry.frames {
+                if !matches!(frames.owner(first.offset(offset)), Owner::Slab { cache, .. } if cache == self.id) {
+                    return Err("a frame of a slab does not name its cache");
+                }
+            }
+            // SAFETY: its records say that it is a slab of this cache.
+            let slab = unsafe { self.slab(frames, first) };
+            if slab.previous(links_of(list)) != previous {
+                return Err("a slab does not link back to the one before it");
+            }
+            check(slab)?;
+            (previous, position) = (position, slab.next(links_of(list)));
         }
         Ok(())
     }
 }
 
-/// Which slots of a slab are allocated.
-struct UsedSlots {
-    slab: Frame,
-    /// The object in the first slot.
-    first: *mut u8,
-    used: [u64; 8],
+/// Which links of its header a slab uses in a list.
+const fn links_of(list: usize) -> usize {
+    if list == ALL { OF_ALL } else { BY_FULLNESS }
+}
+
+/// Empty slabs out of their lists. Those that are left when this is dropped, because a destructor has panicked, go back into
+/// them.
+struct Detached<'a, P: Platform> {
+    slabs: &'a Slabs<P>,
+    frames: &'a Frames<P>,
+    first: Option<Frame>,
+}
+
+impl<P: Platform> Drop for Detached<'_, P> {
+    fn drop(&mut self) {
+        while let Some(first) = self.first {
+            // SAFETY: a slab of this cache, out of its lists.
+            self.first = unsafe { self.slabs.slab(self.frames, first) }.next(OF_ALL);
+            self.slabs.attach(&mut self.slabs.state.lock(), self.frames, first);
+        }
+    }
+}
+
+/// Somebody goes over the list of all slabs: until this is dropped, none leaves it. New ones come before the first.
+struct Walk<'a, P: Platform>(&'a Slabs<P>);
+
+impl<'a, P: Platform> Walk<'a, P> {
+    fn begin(slabs: &'a Slabs<P>) -> (Self, Option<Frame>) {
+        let mut state = slabs.state.lock();
+        state.walks += 1;
+        (Self(slabs), state.lists[ALL])
+    }
+}
+
+impl<P: Platform> Drop for Walk<'_, P> {
+    fn drop(&mut self) {
+        self.0.state.lock().walks -= 1;
+    }
 }
 
 impl State {
     /// A slab with a free slot, the fullest there is.
     fn fullest(&self) -> Option<Frame> {
-        let with_room = self.bands & !(1 << FULL);
+        let with_room = self.filled & ((1 << FULL) - 1);
         self.lists[with_room.checked_ilog2()? as usize]
-    }
-
-    fn taken_one(&mut self) {
-        self.numbers.taken += 1;
     }
 }
 

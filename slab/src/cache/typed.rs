@@ -18,7 +18,9 @@ use crate::stats::CacheStats;
 /// An object enters the cache by [`init`](Self::init) and leaves it by being dropped: seldom. In between it is used many
 /// times: [`renew`](Self::renew) at each allocation, [`recycle`](Self::recycle) at each free. So what is costly to set up
 /// and is the same after each use (locks, lists, buffers) is set up once.
-pub trait Object: Sized + Send {
+///
+/// It borrows nothing, since a cache with objects still allocated is never ended, and keeps those that are free constructed.
+pub trait Object: Sized + Send + 'static {
     /// Makes an object, when memory for it enters the cache.
     ///
     /// # Errors
@@ -56,7 +58,6 @@ pub trait Object: Sized + Send {
 ///
 /// static HEAP: Heap<NoInterrupts> = Heap::new();
 /// static REQUESTS: ObjectCache<Request, NoInterrupts> = ObjectCache::new(HEAP.caches(), "request");
-/// # static MEMORY: [u64; 32 * 512] = [0; 32 * 512];
 /// # let mut memory = vec![0_u64; 64 * 512];
 /// # // SAFETY: the buffer is nobody else's, and lives until the end.
 /// # unsafe { HEAP.init_range(memory.as_mut_ptr().cast(), memory.len() * 8) }.unwrap();

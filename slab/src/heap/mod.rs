@@ -13,7 +13,7 @@ use core::fmt;
 use core::ptr::{self, NonNull};
 
 use crate::cache::{Caches, LENT, USED};
-use crate::fault::Fault;
+use crate::fault::{CacheName, Fault};
 use crate::frames::{Frame, Frames, Order, Owner};
 use crate::platform::Platform;
 use crate::reclaim::{self, Callback, Hook, TooManyCallbacks};
@@ -83,10 +83,14 @@ impl<P: Platform> Heap<P> {
         if block.size() > self.frames().total_bytes() {
             return None;
         }
-        self.caches.with_relief(block.size(), || match block {
+        let block_found = self.caches.with_relief(block.size(), || match block {
             Block::Class(class) => self.allocate_from_class_or_larger(class),
             Block::Frames { count, alignment } => self.allocate_run(count, alignment),
-        })
+        });
+        if let (None, Block::Class(class)) = (block_found, block) {
+            self.caches.class(class).count_failure();
+        }
+        block_found
     }
 
     /// Where a class cannot have a slab, an object of a larger class that is free anyway is better than nothing.
@@ -211,8 +215,8 @@ impl<P: Platform> Heap<P> {
 
     fn find_object(&self, block: *mut u8, id: u32, wanted: Block) -> Result<Found, Fault> {
         let Some(cache) = self.caches.class_by_id(id) else {
-            let owner = self.caches.name_of_owner(block).unwrap_or("the allocator itself");
-            return Err(Fault::WrongCache { freed: "the heap", owner });
+            let owner = self.caches.name_of(id).unwrap_or(CacheName("the allocator itself", 0));
+            return Err(Fault::WrongCache { freed: CacheName("the heap", 0), owner });
         };
         let state = cache.state_of(&self.caches, block)?;
         let bad_size = Fault::BadSize { freed: wanted.size(), allocated: cache.object_size() };
@@ -258,6 +262,16 @@ impl<P: Platform> Heap<P> {
     /// Calls `hook` when nothing else has helped; see [`reclaim`](crate::reclaim). `None`: the allocation fails then.
     pub fn set_out_of_memory_hook(&self, hook: Option<Hook>) {
         self.caches.reclaim.set_hook(hook);
+    }
+
+    /// A CPU leaves: gives back what its magazines hold. It may come back later.
+    ///
+    /// # Safety
+    ///
+    /// The CPU with this number uses neither this heap nor a cache of its memory meanwhile.
+    pub unsafe fn retire_cpu(&self, cpu: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.caches.retire_cpu(cpu) };
     }
 
     /// Checks every invariant of the allocator.
