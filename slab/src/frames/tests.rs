@@ -29,7 +29,7 @@ fn init(heap: &Heap, machine: &Machine, regions: &[Region]) -> Result<(), InitEr
 
 /// Frames over these regions of a machine, with zones that meet at the machine's frames `boundaries`.
 fn frames_of<P: Platform>(machine: &Machine, regions: &[Region], boundaries: [u64; 2]) -> Frames<P> {
-    let frames = Frames::new().with_zones(boundaries.map(|frame| START + frame * 4096));
+    let frames = Frames::with_zones(boundaries.map(|frame| START + frame * 4096));
     // SAFETY: the regions are the machine's, which outlives the frames.
     unsafe { frames.init(regions.iter().copied(), machine.base()) }.unwrap();
     frames

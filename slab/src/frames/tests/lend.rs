@@ -48,7 +48,7 @@ fn free_frames_go_back_to_where_they_came_from() {
 #[test]
 fn dissolved_frames_have_given_everything_back_and_are_as_new() {
     let machine = Machine::new(START, 2048);
-    let frames: Frames<Two> = Frames::new().with_zones([0, 0]);
+    let frames: Frames<Two> = Frames::with_zones([0, 0]);
     for first in [vec_of(&machine, 0, 700), vec_of(&machine, 100, 10)] {
         // SAFETY: the machine outlives the frames.
         unsafe { frames.init(first.clone(), machine.base()) }.unwrap();
@@ -72,7 +72,7 @@ fn dissolved_frames_have_given_everything_back_and_are_as_new() {
         unsafe { frames.dissolve(&mut give) };
         given.sort();
         assert_eq!(given, expected);
-        let zeroed = Frames::<Two>::new().with_zones([0, 0]).stats();
+        let zeroed = Frames::<Two>::with_zones([0, 0]).stats();
         assert_eq!(frames.stats(), zeroed);
         assert_eq!(frames.owner(nth(1)), Owner::Unmanaged);
         assert_eq!(add(&frames, &later), Err(AddError::NotInitialised));

@@ -15,7 +15,7 @@ fn limit(index: u64) -> u64 {
 fn the_boundaries_are_16_mib_and_4_gib_unless_told_otherwise() {
     let zones = Frames::<NoInterrupts>::new().stats().zones.map(|zone| zone.start.address()..zone.end.address());
     assert_eq!(zones, [0..16 << 20, 16 << 20..4 << 30, 4 << 30..(16 << 40) - 4096]);
-    let odd = Frames::<NoInterrupts>::new().with_zones([0x5fff, 0x1000]).stats().zones;
+    let odd = Frames::<NoInterrupts>::with_zones([0x5fff, 0x1000]).stats().zones;
     assert_eq!(odd.map(|zone| zone.start.address()), [0, 0x5000, 0x5000]);
 }
 
