@@ -187,7 +187,7 @@ impl<P: Platform> Caches<P> {
         let source = *self.source.get()?;
         for _ in 0..MOST_LOANS {
             let (start, frames) =
-                loan_sizes(count, alignment)?.find_map(|frames| Some((source.lend(frames)?, frames)))?;
+                loan_sizes(count, alignment).find_map(|frames| Some((source.lend(frames)?, frames)))?;
             // SAFETY: the source lends memory that nobody else uses.
             let added =
                 unsafe { self.frames.add_lent(start.as_ptr(), frames * FRAME_SIZE, || Some(source.lend(1)?.as_ptr())) };
@@ -430,11 +430,10 @@ impl<P: Platform> Caches<P> {
 
 /// How many frames to ask a source for, one after the other, so that a run of `count` with this alignment can surely be cut from
 /// them, with room for their records.
-fn loan_sizes(count: u32, alignment: Order) -> Option<impl Iterator<Item = usize>> {
-    let block = Order::containing(count)?.max(alignment).frames() as usize;
-    let surely = if block == 1 { 1 } else { 2 * block - 1 };
+fn loan_sizes(count: u32, alignment: Order) -> impl Iterator<Item = usize> {
+    let surely = (count + alignment.frames() - 1) as usize;
     let records = surely.div_ceil(RECORDS_IN_FRAME) + TREE_NODES;
-    Some([LOAN.max(surely + records), surely + records, surely].into_iter())
+    [LOAN.max(surely + records), surely + records, surely].into_iter()
 }
 
 impl<P> Registry<P> {

@@ -11,7 +11,7 @@ const NO_LIMIT: Frame = Frame::new(Frame::LIMIT);
 impl<P: Platform> Frames<P> {
     /// A block of 2^`order` frames, aligned to its size; `None` where there is none.
     pub fn allocate(&self, order: Order) -> Option<Frame> {
-        self.allocate_run(order.frames(), Order::ZERO)
+        self.allocate_run(order.frames(), order)
     }
 
     /// Frees a block that [`allocate`](Self::allocate) returned.
@@ -26,8 +26,8 @@ impl<P: Platform> Frames<P> {
         unsafe { self.free_run(frame, order.frames()) }
     }
 
-    /// `count` frames in a row, the first aligned to `alignment`, and to the smallest order of at least `count` frames. `None`
-    /// where there are none, where `count` is 0, or more than the largest order has.
+    /// `count` frames in a row, the first aligned to `alignment`. `None` where there are none, where `count` is 0, or more than
+    /// the largest order has.
     ///
     /// No more than `count` frames are taken.
     pub fn allocate_run(&self, count: u32, alignment: Order) -> Option<Frame> {

@@ -16,7 +16,7 @@ pub struct FrameBlock<'a, P: Platform> {
 impl<P: Platform> Frames<P> {
     /// As [`allocate`](Self::allocate), owned.
     pub fn block(&self, order: Order) -> Option<FrameBlock<'_, P>> {
-        self.block_run(order.frames(), Order::ZERO)
+        self.block_run(order.frames(), order)
     }
 
     /// As [`allocate_run`](Self::allocate_run), owned.

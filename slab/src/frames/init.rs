@@ -149,7 +149,7 @@ impl<P: Platform> Frames<P> {
         unsafe { self.records.set_direct(largest.clone(), table) };
         // SAFETY: as above.
         unsafe { self.build(others, &place, &tables) };
-        self.manage(ranges, &place, frames);
+        self.manage(ranges, &place);
         Ok(())
     }
 
@@ -179,12 +179,12 @@ impl<P: Platform> Frames<P> {
         }
     }
 
-    /// Hands `ranges`, which have records, to the zones, but for the tables in `place`. There are `managed` frames then.
-    pub(super) fn manage(&self, ranges: impl Iterator<Item = Range<Frame>>, place: &Range<Frame>, managed: usize) {
+    /// Hands `ranges`, which have records, to the zones, but for the tables in `place`.
+    pub(super) fn manage(&self, ranges: impl Iterator<Item = Range<Frame>>, place: &Range<Frame>) {
         for range in ranges {
             self.zones.lock().add(&self.records, range, place);
         }
-        self.stocks.set_capacity(managed);
+        self.update_managed();
     }
 }
 

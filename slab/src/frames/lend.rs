@@ -63,7 +63,7 @@ impl<P: Platform> Frames<P> {
                 returned += 1;
             }
         }
-        self.stocks.set_capacity(self.zones.lock().total_frames());
+        self.update_managed();
         returned
     }
 
@@ -93,5 +93,6 @@ impl<P: Platform> Frames<P> {
         unsafe { self.records.dismantle(give) };
         self.base.store(core::ptr::null_mut(), Relaxed);
         self.metadata.store(0, Relaxed);
+        self.managed.store(0, Relaxed);
     }
 }

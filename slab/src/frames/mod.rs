@@ -52,6 +52,8 @@ pub struct Frames<P> {
     records: Records,
     zones: Zones<P>,
     stocks: Stocks<P>,
+    /// Frames of all zones, to be asked without a lock.
+    managed: AtomicUsize,
     /// Frames that records and tables take.
     metadata: AtomicUsize,
     /// Memory is being added or taken away.
@@ -70,6 +72,7 @@ impl<P> Frames<P> {
             records: Records::new(),
             zones: Zones::new(boundaries),
             stocks: Stocks::new(),
+            managed: AtomicUsize::new(0),
             metadata: AtomicUsize::new(0),
             changing: AtomicBool::new(false),
         }
@@ -127,14 +130,21 @@ impl<P: Platform> Frames<P> {
         }
     }
 
-    /// Bytes that are managed: free, allocated, or the allocator's own.
+    /// Bytes that are managed: free, allocated, or the allocator's own. One load.
     pub fn total_bytes(&self) -> usize {
-        self.zones.lock().total_frames() * FRAME_SIZE
+        self.managed.load(Relaxed) * FRAME_SIZE
     }
 
     /// Bytes that are free now.
     pub fn free_bytes(&self) -> usize {
         self.free_frames() * FRAME_SIZE
+    }
+
+    /// To be called when frames have come or gone.
+    fn update_managed(&self) {
+        let managed = self.zones.lock().total_frames();
+        self.managed.store(managed, Relaxed);
+        self.stocks.set_capacity(managed);
     }
 
     fn free_frames(&self) -> usize {

@@ -157,7 +157,7 @@ impl<P: Platform> Frames<P> {
         if let Some((frame, _)) = ranges.clone().find_map(|range| self.records.managed(range).next()) {
             return Err(AddError::AlreadyManaged { frame });
         }
-        let managed = self.zones.lock().total_frames() + frames;
+        let managed = self.managed.load(Relaxed) + frames;
         let tables = Tables {
             nodes: self.records.missing(ranges.clone()),
             stocks: if self.stocks.are_wanted(managed) { Stocks::<P>::TABLE_FRAMES } else { 0 },
@@ -170,7 +170,7 @@ impl<P: Platform> Frames<P> {
         };
         // SAFETY: `place` is just allocated, or of the new memory and held back from the zones below.
         unsafe { self.build(ranges.clone(), &place, &tables) };
-        self.manage(ranges, &place, managed);
+        self.manage(ranges, &place);
         Ok(frames)
     }
 
@@ -207,7 +207,7 @@ impl<P: Platform> Frames<P> {
             _ => RemoveError::Busy { frame },
         })?;
         self.records.set_all(range, Owner::Unmanaged);
-        self.stocks.set_capacity(self.zones.lock().total_frames());
+        self.update_managed();
         Ok(frames)
     }
 }

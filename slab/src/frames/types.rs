@@ -145,9 +145,9 @@ impl Order {
         (self.0..=Self::MAX.0).map(Self)
     }
 
-    /// The orders from this one up to `end`, without it.
-    pub(crate) fn until(self, end: Self) -> impl Iterator<Item = Self> {
-        (self.0..end.0).map(Self)
+    /// The order below this one, or order 0.
+    pub(crate) fn smaller(self) -> Self {
+        Self(self.0.saturating_sub(1))
     }
 }
 

@@ -3,7 +3,8 @@
 //! A free block of order k is 2^k frames and starts at a multiple of 2^k. Its buddy is the other half of the block of order
 //! k + 1 around it. A request splits the smallest block that is large enough; a freed block merges with its buddy as long
 //! as the buddy is a free block of the same order in the same zone. The blocks of an order form a doubly linked list through
-//! their records; the memory of a free block is never touched.
+//! their records; the memory of a free block is never touched. A request that no block can serve may still get blocks that follow
+//! each other.
 //!
 //! Lock: the caller holds the one around the zone.
 
@@ -27,11 +28,12 @@ struct FreeList {
     blocks: usize,
 }
 
-/// What is asked of a zone: `count` frames in a row, not 0, the first aligned to `order`, all below `limit`.
+/// What is asked of a zone: `count` frames in a row, not 0, the first aligned to `alignment`, all below `limit`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Request {
     count: u32,
-    /// At least that of the smallest block that holds `count` frames.
+    alignment: Order,
+    /// A free block of this order surely serves it.
     order: Order,
     limit: Frame,
 }
@@ -39,7 +41,7 @@ pub(crate) struct Request {
 impl Request {
     /// `None` where no block can be as large or aligned.
     pub(crate) fn new(count: u32, alignment: Order, limit: Frame) -> Option<Self> {
-        Some(Self { count, order: Order::containing(count)?.max(alignment), limit })
+        Some(Self { count, alignment, order: Order::containing(count)?.max(alignment), limit })
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -50,8 +52,11 @@ impl Request {
         self.limit
     }
 
-    fn fits(&self, frame: Frame, end: Frame) -> bool {
-        frame.alignment() >= self.order && u64::from(frame.number()) + u64::from(self.count) <= end.number().into()
+    /// The first place for it in the free frames `run`, as far as they lie below `end`.
+    fn place_in(&self, run: &Range<Frame>, end: Frame) -> Option<Frame> {
+        let first = run.start.number().checked_next_multiple_of(self.alignment.frames())?;
+        let last = first.checked_add(self.count)?;
+        (last <= run.end.min(end).number()).then(|| Frame::new(first))
     }
 }
 
@@ -114,20 +119,45 @@ impl Zone {
         Some(frame)
     }
 
-    /// Where `request` can be had: at the start of the smallest block that holds it; else at the start of a smaller one
-    /// whose following blocks are free too.
+    /// Where `request` can be had: at the start of the smallest block that surely holds it; else among free blocks that
+    /// follow each other but are no buddies.
     ///
-    /// The second search is for what buddies alone could not give: seven eighths of a block whose last eighth is taken. It is
-    /// bounded. With a limit inside the zone the first one goes over all blocks that are large enough, if it must.
+    /// The second search is for what buddies alone could not give, such as half of all memory when a single frame in the
+    /// middle of it is taken. It is bounded. With a limit inside the zone the first one goes over all blocks that are large
+    /// enough, if it must.
     fn find(&self, records: &Records, request: &Request) -> Option<Frame> {
         let end = request.limit.min(self.range.end);
-        let mut whole = request.order.and_up().flat_map(|order| self.blocks(records, order));
-        whole.find(|frame| request.fits(*frame, end)).or_else(|| {
-            let smaller = Order::within(request.count).until(request.order);
-            let mut starts = smaller.flat_map(|order| self.blocks(records, order)).take(SEARCH);
-            let is_free = |frame: Frame| self.first_taken(records, frame..frame.offset(request.count)).is_none();
-            starts.find(|frame| request.fits(*frame, end) && is_free(*frame))
+        let block_of = |order: Order| move |start: Frame| start..start.offset(order.frames());
+        let whole = request.order.and_up().flat_map(|order| self.blocks(records, order).map(block_of(order)));
+        whole.into_iter().find_map(|block| request.place_in(&block, end)).or_else(|| {
+            // Among so many frames in a row is an aligned block of at least a quarter as many.
+            let parts = Order::within(request.count).smaller().and_up();
+            let mut blocks = parts.flat_map(|order| self.blocks(records, order).map(block_of(order))).take(SEARCH);
+            blocks.find_map(|block| request.place_in(&self.run_around(records, block, request.count), end))
         })
+    }
+
+    /// The free frames around the free block `block`, as far as about `most` to both sides.
+    fn run_around(&self, records: &Records, block: Range<Frame>, most: u32) -> Range<Frame> {
+        let mut run = block.clone();
+        while length(&(run.start..block.start)) < most
+            && let Some(before) = self.block_before(records, run.start)
+        {
+            run.start = before;
+        }
+        while length(&(block.end..run.end)) < most
+            && let Owner::Free(order) = records.owner(run.end)
+            && self.range.contains(&run.end)
+        {
+            run.end = run.end.offset(order.frames());
+        }
+        run
+    }
+
+    /// Where the free block starts that ends before `frame`.
+    fn block_before(&self, records: &Records, frame: Frame) -> Option<Frame> {
+        let last = Frame::new(frame.number().checked_sub(1)?);
+        (last >= self.range.start).then(|| self.block_around(records, last))?.map(|block| block.start)
     }
 
     fn blocks(&self, records: &Records, order: Order) -> impl Iterator<Item = Frame> {

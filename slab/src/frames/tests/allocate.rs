@@ -180,3 +180,27 @@ fn every_frame_of_a_slab_leads_to_its_header() {
         assert_eq!(frames.stats(), before);
     }
 }
+
+#[test]
+fn blocks_that_are_no_buddies_serve_together() {
+    let machine = Machine::new(START, 64);
+    let heap = machine.heap();
+    let frames = heap.frames();
+    let all = take_all(frames, Order::ZERO);
+    let first = all.iter().min().unwrap().number();
+    let at = |index: u32| *all.iter().find(|frame| frame.number() == first + index).unwrap();
+    // Free: 3 to 31 and 33 on; no aligned block of 32 frames is among them.
+    for index in (3..32).chain(33..50) {
+        free(frames, at(index), Order::ZERO);
+    }
+    assert_eq!(frames.allocate(order(5)), None);
+    let run = frames.allocate_run(29, Order::ZERO).expect("29 frames in a row");
+    assert_eq!(run, at(3));
+    assert_eq!(frames.allocate_run(18, Order::ZERO), None);
+    let aligned = frames.allocate_run(13, order(2)).expect("from a multiple of four on");
+    assert_eq!(aligned, at(36));
+    free_run(frames, aligned, 13);
+    let rest = frames.allocate_run(17, Order::ZERO).expect("17 frames in a row");
+    assert_eq!((rest, frames.stats().free), (at(33), 0));
+    assert_eq!(frames.verify(), Ok(()));
+}
