@@ -48,13 +48,15 @@
 //!
 //! ## The frame record
 //!
-//! Every page frame has a record of twelve bytes, 0.3 % of memory, in tables of their own. It makes a free safe and short:
-//! from the pointer's frame to its cache in two loads, with no look at the memory that the pointer points to. It is also
-//! how two buddies know each other, so that free memory is never touched.
+//! Every page frame has a record of sixteen bytes, 0.4 % of memory, in tables of their own. It makes a free safe and short:
+//! from the pointer's frame to its cache in a few loads, with no look at the memory that the pointer points to. It is also
+//! how two buddies know each other, so that free memory is never touched. The largest range of the first memory map has its
+//! records in one table; for all other memory they are in a radix tree of page frames, so a hole in the map costs nothing.
 //!
 //! ## Locks
 //!
-//! There is a lock for each cache and one for the page frames, and they are taken in that order. Each disables interrupts
+//! There is a lock for each cache and one for each zone of the page frames, and they are taken in that order, zones from the
+//! lowest up. Each CPU has a stock of single page frames that needs no lock. Each lock disables interrupts
 //! on its CPU while it is held, so an interrupt handler may allocate and free. No panic message, callback or formatter runs
 //! under a lock. NMI handlers must not call the allocator.
 //!
@@ -70,16 +72,18 @@
 //! - 64-bit machines, 4 KiB pages, memory below 16 TiB; all of it mapped at one offset.
 //! - Requests above 2048 bytes are rounded up to whole page frames, the largest is 1 GiB.
 //! - One lock a cache: it is safe on several CPUs, but does not yet scale with them.
-//! - Objects are not yet constructed, memory cannot yet be added after `init`.
+//! - Objects are not yet constructed.
 //!
 //! # Features
 //!
 //! - `bootloader_api`: [`memory::Region`] from the memory map of the `bootloader` crate.
+//! - `x86_64`: `FrameAllocator` and `FrameDeallocator` of the `x86_64` crate for `&`[`Frames`].
 //!
 //! # Where `unsafe` is
 //!
-//! In `platform` (interrupts), `frames` (setting up the records), `cache` (slabs) and `heap` (`GlobalAlloc`). The memory
-//! map, the buddy system, the records, the layout of slabs, the size classes and the statistics have none.
+//! In `platform` (interrupts), `frames` (finding and setting up the records, the table of stocks), `cache` (slabs) and `heap`
+//! (`GlobalAlloc`). The memory map, the buddy system, the choice of zones, the layout of slabs, the size classes and the
+//! statistics have none.
 
 #![cfg_attr(not(test), no_std)]
 #![deny(missing_docs)]

@@ -54,7 +54,7 @@ impl<P: Platform> Heap<P> {
     /// Takes over all the usable memory of the map `regions`, which may be in any order and overlap (see
     /// [`memory`](crate::memory)). `physical_memory` is where physical address 0 is mapped.
     ///
-    /// The frame records go to the end of the largest usable range: 12 bytes for each 4096.
+    /// The frame records go to the end of the largest usable range: 16 bytes for each 4096.
     ///
     /// # Errors
     ///

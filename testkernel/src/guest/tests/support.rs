@@ -19,9 +19,15 @@ pub(super) fn frames() -> &'static kslab::Frames<kslab::platform::X86_64> {
 /// Runs `body` and checks that all memory that it took is back.
 pub(super) fn unchanged<T>(body: impl FnOnce() -> T) {
     let in_use = || HEAP.cache_stats().map(|cache| cache.in_use).sum::<usize>();
-    let before = (frames().stats(), in_use());
+    let before = (merged_stats(), in_use());
     drop(body());
-    assert_eq!((frames().stats(), in_use()), before, "memory is missing, or free blocks have not merged");
+    assert_eq!((merged_stats(), in_use()), before, "memory is missing, or free blocks have not merged");
+}
+
+/// The counts of the page frames, with none of them in this CPU's stock.
+pub(super) fn merged_stats() -> FrameStats {
+    frames().drain_stock();
+    frames().stats()
 }
 
 /// The counts of the cache of `size`-byte objects.
@@ -43,10 +49,14 @@ pub(super) fn free(frame: Frame, order: Order) {
 /// Everything that can be had, in blocks as large as there are.
 pub(super) fn take_all() -> Vec<(Frame, Order)> {
     // Grown now, while there is memory to grow into.
-    let mut blocks = Vec::with_capacity(count_blocks(&frames().stats()) + 64);
+    let stats = merged_stats();
+    let mut blocks = Vec::with_capacity(count_blocks(&stats) + 256);
     for order in (0..=Order::MAX.get()).rev().map(order) {
-        while let Some(frame) = frames().allocate(order) {
-            blocks.push((frame, order));
+        // Only who names a limit gets at the reserves of the lower zones.
+        for zone in stats.zones.iter().rev() {
+            while let Some(frame) = frames().allocate_below(order.frames(), order, zone.end.address()) {
+                blocks.push((frame, order));
+            }
         }
     }
     blocks
