@@ -87,8 +87,8 @@
 //!
 //! Every page frame has a record of sixteen bytes, 0.39 % of memory, in tables of their own. It makes a free safe and short:
 //! from the pointer's frame to its cache in a few loads, with no look at the memory that the pointer points to. It is also
-//! how two buddies know each other, so that free memory is never touched. A hole in the memory map costs nothing, however
-//! large it is.
+//! how two buddies know each other, so that free memory is never touched. The largest range of the first memory map has its
+//! records in one table; for all other memory they are in a radix tree of page frames, so a hole in the map costs nothing.
 //!
 //! ## Locks
 //!

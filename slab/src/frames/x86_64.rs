@@ -11,6 +11,27 @@ fn order_of<S: PageSize>() -> Option<Order> {
     Order::containing(u32::try_from(S::SIZE / 4096).ok()?)
 }
 
+/// Page tables and pages from the kernel's page frames, as the mappers of the `x86_64` crate want them:
+///
+/// ```no_run
+/// use kslab::{Heap, platform::X86_64};
+/// use x86_64::structures::paging::mapper::MapToError;
+/// use x86_64::structures::paging::{FrameAllocator, Mapper, OffsetPageTable, Page, PageTableFlags, Size2MiB};
+///
+/// /// Maps new memory at `page`.
+/// fn map_new(
+///     mapper: &mut OffsetPageTable,
+///     page: Page<Size2MiB>,
+///     heap: &Heap<X86_64>,
+/// ) -> Result<(), MapToError<Size2MiB>> {
+///     let mut frames = heap.frames();
+///     let memory = frames.allocate_frame().ok_or(MapToError::FrameAllocationFailed)?;
+///     let flags = PageTableFlags::PRESENT | PageTableFlags::WRITABLE;
+///     // SAFETY: the memory is new, so nobody has another reference to it.
+///     unsafe { mapper.map_to(page, memory, flags, &mut frames)? }.flush();
+///     Ok(())
+/// }
+/// ```
 // SAFETY: a block of that order is as large as the page and aligned to its size; it is unused, and nobody else gets it.
 unsafe impl<S: PageSize, P: Platform> FrameAllocator<S> for &Frames<P> {
     fn allocate_frame(&mut self) -> Option<PhysFrame<S>> {

@@ -40,11 +40,11 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         3 => place().prop_map(|(first, count)| Step::Add { first, count }),
         1 => Just(Step::Drain),
     ];
-    prop::collection::vec((0..3_usize, step), 1..if cfg!(miri) { 20 } else { 200 })
+    prop::collection::vec((0..3_usize, step), 1..if cfg!(miri) { 12 } else { 200 })
 }
 
 /// Frames of the machine.
-const SPAN: u64 = if cfg!(miri) { 300 } else { 1024 };
+const SPAN: u64 = if cfg!(miri) { 40 } else { 1024 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Is {

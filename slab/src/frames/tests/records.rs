@@ -1,3 +1,5 @@
+use std::vec;
+
 use super::*;
 
 /// Never touched, so it can be anywhere.
@@ -19,7 +21,7 @@ fn records_take_at_most_four_thousandths_of_memory() {
 #[test]
 fn a_hole_of_terabytes_costs_the_nodes_above_one_leaf() {
     let machine = Machine::new(START, 64);
-    for address in [1 << 32, 1 << 40, (16 << 40) - (64 << 12)] {
+    for address in if cfg!(miri) { vec![1 << 40] } else { vec![1 << 32, 1 << 40, (16 << 40) - (64 << 12)] } {
         let frames: Frames<NoInterrupts> = frames_of(&machine, &[machine.region(), far(address, 40)], [0, 0]);
         let stats = frames.stats();
         assert_eq!((stats.total, stats.metadata), (64 + 40, 1 + 3));

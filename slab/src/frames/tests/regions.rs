@@ -3,6 +3,7 @@ use super::*;
 const MIB: u64 = 256;
 
 #[test]
+#[cfg_attr(miri, ignore = "many frames take long there")]
 fn a_first_region_of_one_frame_is_allocatable_and_larger_ones_follow() {
     let machine = Machine::new(START, 2048);
     let frames: Frames<NoInterrupts> = frames_of(&machine, &[machine.usable(100, 1)], [0, 0]);
@@ -68,6 +69,7 @@ fn what_cannot_be_added_is_an_error_and_changes_nothing() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "many frames take long there")]
 fn an_added_region_can_be_removed_whole_and_added_again() {
     let machine = Machine::new(START, 2048);
     let frames: Frames<NoInterrupts> = frames_of(&machine, &[machine.usable(0, 64)], [0, 0]);

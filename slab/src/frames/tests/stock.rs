@@ -33,6 +33,7 @@ pub(super) fn on_cpu<T>(cpu: usize, body: impl FnOnce() -> T) -> T {
     result
 }
 
+/// So many that each stock may have all that it can.
 const FRAMES: usize = 1024;
 const CAPACITY: usize = 60;
 
@@ -60,6 +61,7 @@ fn single_frames_come_in_batches_and_go_through_the_stock() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "many frames take long there")]
 fn a_full_stock_is_drained_by_half() {
     let machine = machine();
     let frames = all_of::<Two>(&machine);
@@ -124,6 +126,7 @@ fn row_98_a_cpu_above_the_maximum_uses_the_zones() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "many frames take long there")]
 fn what_this_cpu_has_in_stock_is_not_missing_where_memory_is_short() {
     let machine = machine();
     let frames = all_of::<Two>(&machine);
@@ -148,6 +151,7 @@ fn what_this_cpu_has_in_stock_is_not_missing_where_memory_is_short() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "many frames take long there")]
 fn frames_of_the_lowest_zone_are_not_stocked() {
     let machine = machine();
     let frames: Frames<Two> = frames_of(&machine, &[machine.region()], [512, 768]);
@@ -164,6 +168,7 @@ fn frames_of_the_lowest_zone_are_not_stocked() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "many frames take long there")]
 fn small_memory_has_no_stocks_until_enough_is_added() {
     let machine = machine();
     let frames: Frames<Two> = frames_of(&machine, &[machine.usable(0, 255)], [0, 0]);

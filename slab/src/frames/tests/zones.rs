@@ -1,3 +1,5 @@
+use std::vec;
+
 use super::*;
 
 /// 256, 256 and 512 frames.
@@ -42,6 +44,7 @@ fn a_request_is_served_from_the_highest_zone_and_falls_down() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "many frames take long there")]
 fn without_higher_memory_nothing_is_kept() {
     let machine = Machine::new(START, 200);
     let frames: Frames<NoInterrupts> = frames_of(&machine, &[machine.region()], BOUNDARIES);
@@ -51,6 +54,7 @@ fn without_higher_memory_nothing_is_kept() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "many frames take long there")]
 fn a_higher_zone_with_memory_only_above_the_limit_could_not_have_served() {
     let machine = Machine::new(START, 512);
     let regions = [machine.usable(0, 200), machine.usable(400, 112)];
@@ -63,7 +67,7 @@ fn a_higher_zone_with_memory_only_above_the_limit_could_not_have_served() {
 fn a_limit_inside_a_zone_is_kept() {
     let machine = Machine::new(START, 128);
     let frames = all_of::<NoInterrupts>(&machine);
-    for end in [1, 2, 3, 40, 64, 65, 127] {
+    for end in if cfg!(miri) { vec![3, 40] } else { vec![1, 2, 3, 40, 64, 65, 127] } {
         let order = order(2);
         let runs: Vec<_> = std::iter::from_fn(|| frames.allocate_below(3, order, limit(end))).collect();
         let fit = (0..).step_by(4).take_while(|start| start + 3 <= end && start + 3 <= 127).count();
@@ -105,6 +109,7 @@ fn a_run_at_a_given_place_may_lie_in_several_zones() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "many frames take long there")]
 fn watermarks_are_a_sixty_fourth_and_a_thirty_second_of_each_zone() {
     let machine = Machine::new(START, 1024);
     let frames = three_zones(&machine);

@@ -20,12 +20,16 @@ pub(super) fn frames() -> &'static kslab::Frames<kslab::platform::X86_64> {
 /// every invariant of the allocator holds.
 pub(super) fn unchanged<T>(body: impl FnOnce() -> T) {
     let in_use = || HEAP.cache_stats().map(|cache| cache.in_use).sum::<usize>();
-    HEAP.shrink();
-    let before = (frames().stats(), in_use());
+    let before = (merged_stats(), in_use());
     drop(body());
-    HEAP.shrink();
-    assert_eq!((frames().stats(), in_use()), before, "memory is missing, or free blocks have not merged");
+    assert_eq!((merged_stats(), in_use()), before, "memory is missing, or free blocks have not merged");
     assert_eq!(HEAP.verify(), Ok(()));
+}
+
+/// The counts of the page frames, with all free that nobody uses.
+pub(super) fn merged_stats() -> FrameStats {
+    HEAP.shrink();
+    frames().stats()
 }
 
 /// The counts of the cache of `size`-byte objects.
@@ -47,10 +51,14 @@ pub(super) fn free(frame: Frame, order: Order) {
 /// Everything that can be had, in blocks as large as there are.
 pub(super) fn take_all() -> Vec<(Frame, Order)> {
     // Grown now, while there is memory to grow into.
-    let mut blocks = Vec::with_capacity(count_blocks(&frames().stats()) + 64);
+    let stats = merged_stats();
+    let mut blocks = Vec::with_capacity(count_blocks(&stats) + 256);
     for order in (0..=Order::MAX.get()).rev().map(order) {
-        while let Some(frame) = frames().allocate(order) {
-            blocks.push((frame, order));
+        // Only who names a limit gets at the reserves of the lower zones.
+        for zone in stats.zones.iter().rev() {
+            while let Some(frame) = frames().allocate_below(order.frames(), order, zone.end.address()) {
+                blocks.push((frame, order));
+            }
         }
     }
     blocks
