@@ -74,7 +74,9 @@
 //!
 //! # Features
 //!
+//! - `allocator-api2`: `&Heap` is an `Allocator` of the crate of that name, for collections in a heap of choice.
 //! - `bootloader_api`: [`memory::Region`] from the memory map of the `bootloader` crate.
+//! - `fault-injection`: makes chosen allocations of page frames and of objects fail, to test what a kernel does then.
 //!
 //! # Where `unsafe` is
 //!
@@ -88,6 +90,7 @@ mod cache;
 mod fault;
 mod frames;
 mod heap;
+mod inject;
 mod lock;
 pub mod memory;
 pub mod platform;
@@ -100,6 +103,8 @@ mod verify;
 pub use cache::{AllocError, Cache, Caches, InUse, InitFailed, Object, ObjectBox, ObjectCache, Reserve};
 pub use frames::{Frame, Frames, InitError, Order};
 pub use heap::{Heap, SIZES};
+#[cfg(feature = "fault-injection")]
+pub use inject::{FaultMode, Injector};
 pub use lock::{IrqGuard, IrqLock};
 pub use verify::Broken;
 

@@ -126,8 +126,11 @@ impl<'a, P: Platform> Cache<'a, P> {
     #[inline]
     pub fn allocate(&self) -> Result<NonNull<u8>, AllocError> {
         let core = self.core()?;
+        let refusals = core.refusals(self.caches);
         match core.allocate(self.caches, true, USED) {
-            Err(AllocError::NoMemory | AllocError::AtLimit) => core.allocate_with_relief(self.caches, USED),
+            Err(AllocError::NoMemory | AllocError::AtLimit) if core.refusals(self.caches) == refusals => {
+                core.allocate_with_relief(self.caches, USED)
+            }
             result => result,
         }
     }
@@ -216,6 +219,16 @@ impl<'a, P: Platform> Cache<'a, P> {
     /// slabs. Returns the page frames that went back.
     pub fn shrink(&self) -> usize {
         self.existing().map_or(0, |core| core.reap(self.caches))
+    }
+
+    /// What makes allocations from this cache fail. Asking for it is a first use.
+    ///
+    /// # Errors
+    ///
+    /// As [`allocate`](Self::allocate), where the cache does not exist yet and cannot be made.
+    #[cfg(feature = "fault-injection")]
+    pub fn injector(&self) -> Result<&crate::Injector, AllocError> {
+        self.core().map(Core::injector)
     }
 
     /// Counts; all 0 before the first use.

@@ -20,6 +20,7 @@ pub use types::{Frame, Order};
 pub(crate) use record::Owner;
 
 use crate::fault::Fault;
+use crate::inject::Injection;
 use crate::lock::IrqLock;
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
@@ -34,6 +35,7 @@ use zone::Zone;
 pub struct Frames<P> {
     memory: spin::Once<Memory>,
     zone: IrqLock<P, Zone>,
+    injection: Injection,
 }
 
 /// What does not change after `init`.
@@ -51,7 +53,23 @@ unsafe impl Sync for Memory {}
 
 impl<P> Frames<P> {
     pub(crate) const fn new() -> Self {
-        Self { memory: spin::Once::new(), zone: IrqLock::new(Zone::new()) }
+        Self { memory: spin::Once::new(), zone: IrqLock::new(Zone::new()), injection: Injection::new() }
+    }
+
+    /// What makes requests for page frames fail, for the heap above and for whoever asks directly.
+    #[cfg(feature = "fault-injection")]
+    pub const fn injector(&self) -> &crate::Injector {
+        self.injection.injector()
+    }
+
+    /// How many requests were refused on purpose.
+    pub(crate) fn refusals(&self) -> u64 {
+        self.injection.refusals()
+    }
+
+    /// Whether this request is to fail on purpose.
+    fn refuse(&self) -> bool {
+        self.injection.refuse()
     }
 
     /// The virtual address at which `frame` is mapped; dangling before `init`.
@@ -100,7 +118,7 @@ impl<P> Frames<P> {
 impl<P: Platform> Frames<P> {
     /// A block of 2^`order` frames, aligned to its size; `None` where there is none.
     pub fn allocate(&self, order: Order) -> Option<Frame> {
-        let records = self.records()?;
+        let records = self.records().filter(|_| !self.refuse())?;
         self.zone.lock().allocate(records, order)
     }
 
@@ -120,7 +138,7 @@ impl<P: Platform> Frames<P> {
     ///
     /// No more than `count` frames are taken, whatever the order of the block that they were cut from.
     pub fn allocate_run(&self, count: u32, alignment: Order) -> Option<Frame> {
-        let records = self.records()?;
+        let records = self.records().filter(|_| !self.refuse())?;
         let order = Order::containing(count)?.max(alignment);
         let mut zone = self.zone.lock();
         let frame = zone.allocate(records, order)?;
@@ -186,6 +204,16 @@ impl<P: Platform> Frames<P> {
     pub(crate) fn drain_stock(&self) {}
     pub(crate) fn verify(&self) -> Result<(), crate::verify::Broken> {
         Ok(())
+    }
+    /// Calls `visit` with each run of frames that is allocated as such, and its length, with no lock held.
+    pub(crate) fn for_each_pages(&self, mut visit: impl FnMut(Frame, u32)) {
+        for section in self.records().map_or(&[][..], |records| records.sections) {
+            for (record, number) in section.records.iter().zip(section.first..) {
+                if let Owner::Pages(count) = record.owner() {
+                    visit(Frame::new(number), count);
+                }
+            }
+        }
     }
     /// Bytes.
     pub fn total_bytes(&self) -> usize {
