@@ -144,6 +144,7 @@ mod cache;
 mod fault;
 mod frames;
 mod heap;
+mod inject;
 mod lock;
 pub mod memory;
 pub mod platform;
@@ -158,6 +159,8 @@ pub use arena::Arena;
 pub use cache::{AllocError, Cache, Caches, InUse, InitFailed, Object, ObjectBox, ObjectCache, Reserve};
 pub use frames::{AddError, Frame, FrameBlock, Frames, InitError, Order, RemoveError};
 pub use heap::{Heap, SIZES};
+#[cfg(feature = "fault-injection")]
+pub use inject::{FaultMode, Injector};
 pub use lock::{IrqGuard, IrqLock};
 pub use source::{ChildHeap, FrameSource};
 pub use verify::Broken;

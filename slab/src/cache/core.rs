@@ -14,6 +14,7 @@ use super::shared::Caches;
 use super::slab::{CACHED, USED};
 use super::slabs::{Lifecycle, Slabs};
 use crate::fault::{CacheName, Fault};
+use crate::inject::Injection;
 use crate::platform::Platform;
 use crate::stats::CacheStats;
 use crate::verify::Broken;
@@ -29,6 +30,7 @@ pub(crate) struct Core<P> {
     allocations: AtomicU64,
     frees: AtomicU64,
     failures: AtomicU64,
+    injection: Injection,
     /// Neighbours in the registry, whose lock guards these, and how many look at it: as long as there are any, it stays.
     pub(super) next: AtomicPtr<Core<P>>,
     pub(super) previous: AtomicPtr<Core<P>>,
@@ -51,6 +53,7 @@ impl<P> Core<P> {
             allocations: AtomicU64::new(0),
             frees: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            injection: Injection::new(),
             next: AtomicPtr::new(core::ptr::null_mut()),
             previous: AtomicPtr::new(core::ptr::null_mut()),
             visitors: AtomicU32::new(0),
@@ -62,12 +65,28 @@ impl<P> Core<P> {
     pub(crate) fn object_size(&self) -> usize {
         self.slabs.geometry.stride
     }
+
+    /// What makes allocations from this cache fail.
+    #[cfg(feature = "fault-injection")]
+    pub(crate) const fn injector(&self) -> &crate::Injector {
+        self.injection.injector()
+    }
+
+    /// How many requests of this cache or of the page frames were refused on purpose.
+    #[inline]
+    pub(crate) fn refusals(&self, shared: &Caches<P>) -> u64 {
+        self.injection.refusals().wrapping_add(shared.frames().refusals())
+    }
 }
 
 impl<P: Platform> Core<P> {
     /// An object, constructed if the cache constructs. Its slot has the state `state` then.
     #[inline]
     pub(crate) fn allocate(&self, shared: &Caches<P>, grow: bool, state: u8) -> Result<NonNull<u8>, AllocError> {
+        if self.injection.refuse() {
+            count(&self.failures);
+            return Err(AllocError::NoMemory);
+        }
         match self.magazines.take() {
             Some(object) => Ok(self.hand_out(shared, object, state)),
             None => self.allocate_from_slab(shared, grow, state),

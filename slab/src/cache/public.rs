@@ -126,7 +126,11 @@ impl<'a, P: Platform> Cache<'a, P> {
     #[inline]
     pub fn allocate(&self) -> Result<NonNull<u8>, AllocError> {
         let core = self.core()?;
-        core.allocate(self.caches, true, USED).or_else(|error| core.allocate_again(self.caches, error))
+        let refusals = core.refusals(self.caches);
+        core.allocate(self.caches, true, USED).or_else(|error| match core.refusals(self.caches) {
+            now if now == refusals => core.allocate_again(self.caches, error),
+            _ => Err(error),
+        })
     }
 
     /// An object that is free already: takes no memory, and so never waits for any.
@@ -223,6 +227,16 @@ impl<'a, P: Platform> Cache<'a, P> {
     /// slabs. Returns the page frames that went back.
     pub fn shrink(&self) -> usize {
         self.existing().map_or(0, |core| core.reap(self.caches))
+    }
+
+    /// What makes allocations from this cache fail. Asking for it is a first use.
+    ///
+    /// # Errors
+    ///
+    /// As [`allocate`](Self::allocate), where the cache does not exist yet and cannot be made.
+    #[cfg(feature = "fault-injection")]
+    pub fn injector(&self) -> Result<&crate::Injector, AllocError> {
+        self.core().map(Core::injector)
     }
 
     /// Counts; all 0 before the first use.

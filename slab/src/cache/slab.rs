@@ -9,7 +9,7 @@
 //! | [`FREE`] | free, in its slab, constructed |
 //! | [`CACHED`] | out of its slab, in a magazine or on its way |
 //! | [`USED`] | allocated |
-//! | [`LENT`] | allocated for a smaller size class, which had no memory |
+//! | [`LENT`] + n | allocated for the n-th size class, a smaller one, which had no memory |
 //!
 //! Lock: `RAW` and `FREE` are left and entered with the cache's slab list locked, which guards the header too. Between
 //! `CACHED`, `USED` and `LENT` whoever has the object changes the state, with no lock. All of it is atomic, so that a bad

@@ -144,6 +144,16 @@ impl<'a, T: Object, P: Platform> ObjectCache<'a, T, P> {
         self.cache.shrink()
     }
 
+    /// As [`Cache::injector`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[cfg(feature = "fault-injection")]
+    pub fn injector(&self) -> Result<&crate::Injector, AllocError> {
+        self.cache.injector()
+    }
+
     /// As [`Cache::stats`].
     pub fn stats(&self) -> Option<CacheStats> {
         self.cache.stats()

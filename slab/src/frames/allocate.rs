@@ -209,8 +209,12 @@ impl<P: Platform> Frames<P> {
         self.release(first, count);
     }
 
-    /// Whether this request is to fail, for the sake of a test.
-    fn refuse(&self) -> bool {
-        false
+    /// Calls `visit` with each run of frames that is allocated as such, and its length, with no lock held.
+    pub(crate) fn for_each_pages(&self, mut visit: impl FnMut(Frame, u32)) {
+        for (frame, owner) in self.records.managed(Frame::default()..NO_LIMIT) {
+            if let Owner::Pages(count) = owner {
+                visit(frame, count);
+            }
+        }
     }
 }

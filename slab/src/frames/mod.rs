@@ -36,6 +36,7 @@ pub use types::{Frame, Order};
 pub(crate) use record::Owner;
 
 use crate::fault::Fault;
+use crate::inject::Injection;
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
 use crate::stats::FrameStats;
@@ -49,6 +50,7 @@ use zones::{DEFAULT_BOUNDARIES, ZONES, Zones};
 pub struct Frames<P> {
     /// The virtual address of the physical address 0. Set before the first memory is managed.
     base: AtomicPtr<u8>,
+    injection: Injection,
     records: Records,
     zones: Zones<P>,
     stocks: Stocks<P>,
@@ -69,6 +71,7 @@ impl<P> Frames<P> {
     pub(crate) const fn with_zones(boundaries: [u64; ZONES - 1]) -> Self {
         Self {
             base: AtomicPtr::new(core::ptr::null_mut()),
+            injection: Injection::new(),
             records: Records::new(),
             zones: Zones::new(boundaries),
             stocks: Stocks::new(),
@@ -76,6 +79,22 @@ impl<P> Frames<P> {
             metadata: AtomicUsize::new(0),
             changing: AtomicBool::new(false),
         }
+    }
+
+    /// What makes requests for page frames fail, for the heap above and for whoever asks directly.
+    #[cfg(feature = "fault-injection")]
+    pub const fn injector(&self) -> &crate::Injector {
+        self.injection.injector()
+    }
+
+    /// How many requests were refused on purpose.
+    pub(crate) fn refusals(&self) -> u64 {
+        self.injection.refusals()
+    }
+
+    /// Whether this request is to fail on purpose.
+    fn refuse(&self) -> bool {
+        self.injection.refuse()
     }
 
     /// The virtual address at which `frame` is mapped; dangling before `init`.

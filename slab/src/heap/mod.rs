@@ -3,8 +3,11 @@
 //! A free finds out from the frame record, not from the layout, what the pointer is, and refuses a layout that does not
 //! fit. Locks: none of its own.
 
+#[cfg(feature = "allocator-api2")]
+mod allocator;
 mod classes;
 mod init;
+mod numbers;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +20,6 @@ use crate::fault::{CacheName, Fault};
 use crate::frames::{Frame, Frames, Order, Owner};
 use crate::platform::Platform;
 use crate::reclaim::{self, Callback, Hook, TooManyCallbacks};
-use crate::stats::CacheStats;
 use crate::verify::Broken;
 use classes::Block;
 
@@ -64,27 +66,38 @@ impl<P: Platform> Heap<P> {
     /// A block for `layout`, not initialised; `None` where there is no memory for it.
     ///
     /// An empty layout gets a block too, of the smallest size; it must be freed like any other. Before it fails it has memory
-    /// given back, as [`reclaim`](crate::reclaim) says; a request for more than there is in all fails at once.
+    /// given back, as [`reclaim`](crate::reclaim) says, and where that is not enough a small request takes a free object of
+    /// a larger class. A request for more than there is in all fails at once.
     #[inline]
     pub fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
-        match Block::of(layout)? {
-            Block::Class(class) => match self.caches.class(class).allocate(&self.caches, true, USED) {
-                Ok(object) => Some(object),
-                Err(_) => self.allocate_with_relief(Block::Class(class)),
-            },
-            block @ Block::Frames { count, alignment } => {
-                self.allocate_run(count, alignment).or_else(|| self.allocate_with_relief(block))
-            }
+        let block = Block::of(layout)?;
+        let refusals = self.refusals(block);
+        let allocated = match block {
+            Block::Class(class) => self.caches.class(class).allocate(&self.caches, true, USED).ok(),
+            Block::Frames { count, alignment } => self.allocate_run(count, alignment),
+        };
+        if allocated.is_some() || self.refusals(block) != refusals {
+            return allocated;
+        }
+        self.allocate_with_relief(layout, block)
+    }
+
+    /// How many requests for such a block were refused on purpose.
+    #[inline]
+    fn refusals(&self, block: Block) -> u64 {
+        match block {
+            Block::Class(class) => self.caches.class(class).refusals(&self.caches),
+            Block::Frames { .. } => self.frames().refusals(),
         }
     }
 
     #[cold]
-    fn allocate_with_relief(&self, block: Block) -> Option<NonNull<u8>> {
-        if block.size() > self.frames().total_bytes() {
+    fn allocate_with_relief(&self, layout: Layout, block: Block) -> Option<NonNull<u8>> {
+        if block.size() > self.size() {
             return None;
         }
         let block_found = self.caches.with_relief(block.size(), || match block {
-            Block::Class(class) => self.allocate_from_class_or_larger(class),
+            Block::Class(class) => self.allocate_from_class_or_larger(class, layout.align()),
             Block::Frames { count, alignment } => self.allocate_run(count, alignment),
         });
         if let (None, Block::Class(class)) = (block_found, block) {
@@ -93,12 +106,13 @@ impl<P: Platform> Heap<P> {
         block_found
     }
 
-    /// Where a class cannot have a slab, an object of a larger class that is free anyway is better than nothing.
-    fn allocate_from_class_or_larger(&self, class: usize) -> Option<NonNull<u8>> {
+    /// Where a class cannot have a slab, an object of a larger class that is free anyway is better than nothing. Its state
+    /// says for which class it is lent.
+    fn allocate_from_class_or_larger(&self, class: usize, align: usize) -> Option<NonNull<u8>> {
         let own = self.caches.class(class).allocate(&self.caches, true, USED);
-        let larger = class + 1..classes::COUNT;
-        let lend = |class| self.caches.class(class).allocate(&self.caches, false, LENT).ok();
-        own.ok().or_else(|| larger.into_iter().find_map(lend))
+        let mut larger = (class + 1..classes::COUNT).filter(|&larger| SIZES[larger].is_multiple_of(align));
+        let lend = |larger| self.caches.class(larger).allocate(&self.caches, false, lent_for(class)).ok();
+        own.ok().or_else(|| larger.find_map(lend))
     }
 
     fn allocate_run(&self, count: u32, alignment: Order) -> Option<NonNull<u8>> {
@@ -112,6 +126,15 @@ impl<P: Platform> Heap<P> {
         // SAFETY: the block is at least that large, and just allocated.
         unsafe { block.as_ptr().write_bytes(0, layout.size()) };
         Some(block)
+    }
+
+    /// What makes allocations of the size class for requests of `size` bytes fail; `None` where they get page frames.
+    #[cfg(feature = "fault-injection")]
+    pub fn class_injector(&self, size: usize) -> Option<&crate::Injector> {
+        match Block::of(Layout::from_size_align(size, 1).ok()?)? {
+            Block::Class(class) => Some(self.caches.class(class).injector()),
+            Block::Frames { .. } => None,
+        }
     }
 
     /// Bytes that a block for `layout` really has, all of which its owner may use; `None` where there can be no such block.
@@ -166,24 +189,37 @@ impl<P: Platform> Heap<P> {
     /// `block` came from this heap for `layout`. It is no longer valid once this returns another.
     pub unsafe fn reallocate(&self, block: NonNull<u8>, layout: Layout, new_size: usize) -> Option<NonNull<u8>> {
         let new_layout = Layout::from_size_align(new_size, layout.align()).ok()?;
+        // SAFETY: passed on to the caller.
+        unsafe { self.resize(block, layout, new_layout) }
+    }
+
+    /// The same for a new layout of any alignment.
+    ///
+    /// # Safety
+    ///
+    /// As [`reallocate`](Self::reallocate) says.
+    unsafe fn resize(&self, block: NonNull<u8>, layout: Layout, new_layout: Layout) -> Option<NonNull<u8>> {
         let new = Block::of(new_layout)?;
-        let stays =
-            self.resize_in_place(block.as_ptr(), layout, new).unwrap_or_else(|fault| fault.report(block.as_ptr()));
-        if stays {
+        let stays = self.resize_in_place(block.as_ptr(), layout, new, new_layout.align());
+        if stays.unwrap_or_else(|fault| fault.report(block.as_ptr())) {
             return Some(block);
         }
         let moved = self.allocate(new_layout)?;
         // SAFETY: the blocks are distinct, and both have the smaller of the two sizes.
-        unsafe { ptr::copy_nonoverlapping(block.as_ptr(), moved.as_ptr(), layout.size().min(new_size)) };
+        unsafe { ptr::copy_nonoverlapping(block.as_ptr(), moved.as_ptr(), layout.size().min(new_layout.size())) };
         // SAFETY: the caller gives the block up for the new one.
         unsafe { self.free(block, layout) };
         Some(moved)
     }
 
-    /// Whether the block now is what `new` asks for, without having moved.
-    fn resize_in_place(&self, block: *mut u8, layout: Layout, new: Block) -> Result<bool, Fault> {
-        match (self.find(block, layout)?, new) {
-            (Found::Object { class, state: USED }, Block::Class(new)) => Ok(class == new),
+    /// Whether the block now is what `new` and `align` ask for, without having moved.
+    fn resize_in_place(&self, block: *mut u8, layout: Layout, new: Block, align: usize) -> Result<bool, Fault> {
+        let found = self.find(block, layout)?;
+        if !block.addr().is_multiple_of(align) {
+            return Ok(false);
+        }
+        match (found, new) {
+            (Found::Object { .. }, Block::Class(_)) => Ok(Block::of(layout) == Some(new)),
             (Found::Frames { frame, count: old }, Block::Frames { count, .. }) if count <= old => {
                 self.frames().try_shrink_run(frame, old, count)?;
                 Ok(true)
@@ -219,19 +255,18 @@ impl<P: Platform> Heap<P> {
             return Err(Fault::WrongCache { freed: CacheName("the heap", 0), owner });
         };
         let state = cache.state_of(&self.caches, block)?;
-        let bad_size = Fault::BadSize { freed: wanted.size(), allocated: cache.object_size() };
-        match (state, wanted) {
-            (USED, Block::Class(class)) if class == id as usize => Ok(Found::Object { class, state }),
-            (LENT, Block::Class(class)) if class < id as usize => Ok(Found::Object { class: id as usize, state }),
-            (USED | LENT, _) => Err(bad_size),
-            _ if wanted.size() == cache.object_size() => Err(Fault::DoubleFree),
-            _ => Err(bad_size),
+        // The class that it was allocated for, if it is allocated.
+        let class = match state {
+            USED => Some(id as usize),
+            LENT.. => Some((state - LENT) as usize),
+            _ => None,
+        };
+        let size = class.map_or(cache.object_size(), |class| SIZES[class]);
+        match (class, wanted) {
+            (Some(class), Block::Class(wanted)) if class == wanted => Ok(Found::Object { class: id as usize, state }),
+            (None, _) if wanted.size() == size => Err(Fault::DoubleFree),
+            _ => Err(Fault::BadSize { freed: wanted.size(), allocated: size }),
         }
-    }
-
-    /// Counts of the caches, one after the other, by size.
-    pub fn cache_stats(&self) -> impl Iterator<Item = CacheStats> {
-        (0..classes::COUNT).map(|class| self.caches.class(class).stats())
     }
 
     /// Gives back what the allocator holds and does not use: the magazines of this CPU and of the depots, empty slabs, and this
@@ -282,12 +317,6 @@ impl<P: Platform> Heap<P> {
     pub fn verify(&self) -> Result<(), Broken> {
         self.caches.verify()
     }
-
-    /// The allocator's own tables: page frames by order, and a row for each cache that has been used. Printing them
-    /// allocates nothing, and no lock is held while the text is written.
-    pub fn tables(&self) -> impl fmt::Display {
-        Tables(self)
-    }
 }
 
 /// What a pointer turned out to be.
@@ -296,18 +325,10 @@ enum Found {
     Frames { frame: Frame, count: u32 },
 }
 
-struct Tables<'a, P>(&'a Heap<P>);
-
-impl<P: Platform> fmt::Display for Tables<'_, P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.0.frames().stats())?;
-        writeln!(f, "{}", CacheStats::HEADER)?;
-        let used = self.0.cache_stats().filter(|stats| stats.allocations + stats.failures > 0);
-        for stats in used {
-            writeln!(f, "{stats}")?;
-        }
-        Ok(())
-    }
+/// The state of an object of a larger class that is lent for `class`.
+const fn lent_for(class: usize) -> u8 {
+    const { assert!(classes::COUNT <= (u8::MAX - LENT) as usize) };
+    LENT + class as u8
 }
 
 impl<P> fmt::Debug for Heap<P> {
@@ -321,6 +342,10 @@ impl<P> fmt::Debug for Heap<P> {
 unsafe impl<P: Platform> GlobalAlloc for Heap<P> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         self.allocate(layout).map_or(ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        self.allocate_zeroed(layout).map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
