@@ -56,10 +56,14 @@ pub(crate) struct Records {
     root: [AtomicPtr<Upper>; ROOT_ENTRIES],
 }
 
-/// The node that `slot` points to.
-fn child<T>(slot: &AtomicPtr<T>) -> Option<&T> {
-    // SAFETY: null or a whole node that stays (invariant 1), never accessed but by shared references (2).
-    unsafe { slot.load(Acquire).as_ref() }
+/// Entry `index` of the node that `slot` points to. No reference to a whole node is made: nodes are large, entries are few.
+fn entry<T>(slot: &AtomicPtr<Node<T>>, index: usize) -> Option<&AtomicPtr<T>> {
+    let node = slot.load(Acquire);
+    if node.is_null() {
+        return None;
+    }
+    // SAFETY: a whole node that stays (invariant 1), never accessed but by shared references (2).
+    Some(unsafe { &(*node).0[index] })
 }
 
 fn in_node(frame: Frame, shift: u32) -> usize {
@@ -103,31 +107,34 @@ impl Records {
         let frames = self.direct_frames.load(Acquire);
         let index = frame.number().wrapping_sub(self.direct_first.load(Relaxed));
         if index < frames {
-            return Some(&self.direct_table(frames)[index as usize]);
+            // SAFETY: the direct table has more records than `index` (invariants 1 and 2).
+            return Some(unsafe { &*self.direct_table().add(index as usize) });
         }
-        Some(&self.leaf(frame)?.0[in_leaf(frame)])
+        let leaf = self.leaf_slot(frame)?.load(Acquire);
+        if leaf.is_null() {
+            return None;
+        }
+        // SAFETY: a whole leaf that stays (invariant 1), never accessed but by shared references (2).
+        Some(unsafe { &(*leaf).0[in_leaf(frame)] })
     }
 
     #[inline]
-    fn direct_table(&self, frames: u32) -> &[Record] {
+    fn direct_table(&self) -> *const Record {
         let table = self.direct.load(Relaxed);
-        if table.is_null() {
-            return &self.inline[..frames as usize];
-        }
-        // SAFETY: a table of so many records (invariants 1 and 2).
-        unsafe { core::slice::from_raw_parts(table, frames as usize) }
+        if table.is_null() { self.inline.as_ptr() } else { table }
     }
 
-    fn leaf(&self, frame: Frame) -> Option<&Leaf> {
-        child(&self.lower(frame)?.0[in_node(frame, LEAF_BITS)])
+    /// Where the leaf of `frame` is, or would be; `None` where there is not so much as a node for it.
+    fn leaf_slot(&self, frame: Frame) -> Option<&AtomicPtr<Leaf>> {
+        entry(self.lower_slot(frame)?, in_node(frame, LEAF_BITS))
     }
 
-    fn lower(&self, frame: Frame) -> Option<&Lower> {
-        child(&self.upper(frame)?.0[in_node(frame, LOWER_SHIFT)])
+    fn lower_slot(&self, frame: Frame) -> Option<&AtomicPtr<Lower>> {
+        entry(self.upper_slot(frame), in_node(frame, LOWER_SHIFT))
     }
 
-    fn upper(&self, frame: Frame) -> Option<&Upper> {
-        child(&self.root[(frame.number() >> UPPER_SHIFT) as usize])
+    fn upper_slot(&self, frame: Frame) -> &AtomicPtr<Upper> {
+        &self.root[(frame.number() >> UPPER_SHIFT) as usize]
     }
 
     /// Who owns `frame`.
@@ -181,21 +188,20 @@ impl Records {
         let index = start.number().wrapping_sub(first);
         if index < frames {
             let length = length(&range).min(frames - index);
-            return (Some(&self.direct_table(frames)[index as usize..][..length as usize]), length);
+            let table = self.direct_table();
+            // SAFETY: the direct table has so many records from `index` on (invariants 1 and 2).
+            let row = unsafe { core::slice::from_raw_parts(table.add(index as usize), length as usize) };
+            return (Some(row), length);
         }
         // The direct table's records count, not those in a leaf that it shares a megabyte with.
         let ahead = if frames > 0 && first > start.number() { first - start.number() } else { u32::MAX };
-        let until = |shift: u32| (1 << shift) - start.number() % (1 << shift);
-        let row = |shift: u32| length(&range).min(ahead).min(until(shift));
-        match (self.upper(start), self.lower(start), self.leaf(start)) {
-            (None, ..) => (None, row(UPPER_SHIFT)),
-            (_, None, _) => (None, row(LOWER_SHIFT)),
-            (.., None) => (None, row(LEAF_BITS)),
-            (.., Some(leaf)) => {
-                let length = row(LEAF_BITS);
-                (Some(&leaf.0[in_leaf(start)..][..length as usize]), length)
-            }
-        }
+        let until = |shift: u32| length(&range).min(ahead).min((1 << shift) - start.number() % (1 << shift));
+        let Some(lower) = self.lower_slot(start) else { return (None, until(UPPER_SHIFT)) };
+        let Some(leaf) = entry(lower, in_node(start, LEAF_BITS)) else { return (None, until(LOWER_SHIFT)) };
+        // SAFETY: null or a whole leaf that stays (invariant 1), never accessed but by shared references (2).
+        let leaf = unsafe { leaf.load(Acquire).as_ref() };
+        let length = until(LEAF_BITS);
+        (leaf.map(|leaf| &leaf.0[in_leaf(start)..][..length as usize]), length)
     }
 
     /// Makes the records of `range` the direct table, all of them [`Owner::Inner`].
@@ -224,13 +230,12 @@ impl Records {
     /// other call is under way.
     pub(crate) unsafe fn cover(&self, range: Range<Frame>, page: &mut impl FnMut() -> Option<*mut u8>) -> Option<()> {
         for frame in self.beside_direct(range).flat_map(leaves) {
-            let root = &self.root[(frame.number() >> UPPER_SHIFT) as usize];
             // SAFETY: `page` returns frames that are ours for good, says the caller.
-            let upper = unsafe { child_or_new(root, || Some(new_node(page()?)))? };
+            fill(self.upper_slot(frame), || Some(unsafe { new_node(page()?) }))?;
             // SAFETY: as above.
-            let lower = unsafe { child_or_new(&upper.0[in_node(frame, LOWER_SHIFT)], || Some(new_node(page()?)))? };
+            fill(self.lower_slot(frame)?, || Some(unsafe { new_node(page()?) }))?;
             // SAFETY: as above.
-            unsafe { child_or_new(&lower.0[in_node(frame, LEAF_BITS)], || Some(new_leaf(page()?)))? };
+            fill(self.leaf_slot(frame)?, || Some(unsafe { new_leaf(page()?) }))?;
         }
         Some(())
     }
@@ -249,9 +254,10 @@ impl Records {
         let mut last: Option<Frame> = None;
         for frame in ranges.flat_map(|range| self.beside_direct(range)).flat_map(leaves) {
             let new = |shift: u32| last.is_none_or(|last| last.number() >> shift != frame.number() >> shift);
-            nodes += u32::from(new(UPPER_SHIFT) && self.upper(frame).is_none());
-            nodes += u32::from(new(LOWER_SHIFT) && self.lower(frame).is_none());
-            nodes += u32::from(new(LEAF_BITS) && self.leaf(frame).is_none());
+            let (lower, leaf) = (self.lower_slot(frame), self.leaf_slot(frame));
+            nodes += u32::from(new(UPPER_SHIFT) && lower.is_none());
+            nodes += u32::from(new(LOWER_SHIFT) && leaf.is_none());
+            nodes += u32::from(new(LEAF_BITS) && leaf.is_none_or(|leaf| leaf.load(Acquire).is_null()));
             last = Some(frame);
         }
         nodes
@@ -263,16 +269,9 @@ impl Records {
     ///
     /// Nobody else uses any record, now or until `give` has returned for the last time.
     pub(crate) unsafe fn dismantle(&self, give: &mut dyn FnMut(*mut u8)) {
-        let lower = |node: &Lower, give: &mut dyn FnMut(*mut u8)| {
-            // SAFETY: a leaf has no children; the caller promises the rest.
-            node.0.iter().for_each(|slot| unsafe { take_node(slot, give, |_, _| {}) });
-        };
-        let upper = |node: &Upper, give: &mut dyn FnMut(*mut u8)| {
-            // SAFETY: as the caller promises.
-            node.0.iter().for_each(|slot| unsafe { take_node(slot, give, lower) });
-        };
-        // SAFETY: as the caller promises.
-        self.root.iter().for_each(|slot| unsafe { take_node(slot, give, upper) });
+        for upper in &self.root {
+            take_node(upper, give, |lower, give| take_node(lower, give, |leaf, give| take(leaf, give)));
+        }
         let table = self.direct.swap(core::ptr::null_mut(), Relaxed).cast::<u8>();
         let pages = Self::direct_size(self.direct_frames.swap(0, Relaxed)) as usize;
         (0..pages).for_each(|page| give(table.wrapping_add(page * FRAME_SIZE)));
@@ -310,33 +309,27 @@ unsafe fn new_leaf(page: *mut u8) -> *mut Leaf {
     page.cast()
 }
 
-/// The node that `slot` points to, or else the one that `new` makes.
-///
-/// # Safety
-///
-/// `new` returns a whole node that stays and is accessed through shared references only. No other call for `slot` is
-/// under way.
-unsafe fn child_or_new<T>(slot: &AtomicPtr<T>, new: impl FnOnce() -> Option<*mut T>) -> Option<&T> {
-    if let Some(node) = child(slot) {
-        return Some(node);
+/// Stores in `slot` what `new` makes, if there is nothing. `None` where `new` could not.
+fn fill<T>(slot: &AtomicPtr<T>, new: impl FnOnce() -> Option<*mut T>) -> Option<()> {
+    if slot.load(Acquire).is_null() {
+        slot.store(new()?, Release);
     }
-    slot.store(new()?, Release);
-    child(slot)
+    Some(())
 }
 
-/// Takes the node out of `slot`, and gives its frame back after `below` has given back those of its children.
-///
-/// # Safety
-///
-/// Nobody else uses the node.
-unsafe fn take_node<T>(
-    slot: &AtomicPtr<T>,
+/// Gives the frame of the node in `slot` back, after `below` has done so with each of the node's children.
+fn take_node<T>(
+    slot: &AtomicPtr<Node<T>>,
     give: &mut dyn FnMut(*mut u8),
-    below: impl Fn(&T, &mut dyn FnMut(*mut u8)),
+    below: impl Fn(&AtomicPtr<T>, &mut dyn FnMut(*mut u8)),
 ) {
+    (0..1 << NODE_BITS).map_while(|index| entry(slot, index)).for_each(|child| below(child, give));
+    take(slot, give);
+}
+
+fn take<T>(slot: &AtomicPtr<T>, give: &mut dyn FnMut(*mut u8)) {
     let node = slot.swap(core::ptr::null_mut(), Acquire);
-    // SAFETY: null or a whole node (invariant 1), which goes back only below.
-    let Some(children) = (unsafe { node.as_ref() }) else { return };
-    below(children, give);
-    give(node.cast());
+    if !node.is_null() {
+        give(node.cast());
+    }
 }
