@@ -101,7 +101,7 @@ mod testing;
 mod verify;
 
 pub use cache::{AllocError, Cache, Caches, InUse, InitFailed, Object, ObjectBox, ObjectCache, Reserve};
-pub use frames::{Frame, Frames, InitError, Order};
+pub use frames::{AddError, Frame, FrameBlock, Frames, InitError, Order, RemoveError};
 pub use heap::{Heap, SIZES};
 #[cfg(feature = "fault-injection")]
 pub use inject::{FaultMode, Injector};

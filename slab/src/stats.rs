@@ -4,20 +4,74 @@
 
 use core::fmt;
 
-use crate::frames::Order;
+use crate::frames::{Frame, Order};
 use crate::memory::FRAME_SIZE;
 
-/// Counts of the page-frame allocator. Prints as a table, a column an order.
+/// Counts of one zone of the page frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FrameStats {
-    /// Usable frames of the memory map.
+pub struct ZoneStats {
+    /// Its first frame.
+    pub start: Frame,
+    /// Its end, exclusive.
+    pub end: Frame,
+    /// Managed frames, with those of records.
     pub total: usize,
-    /// Of them, what the allocator's own records take.
-    pub metadata: usize,
-    /// Of them, what is free.
+    /// Of them, what is free in this zone's blocks.
     pub free: usize,
     /// Free blocks of each order.
     pub free_blocks: [usize; Order::COUNT],
+    /// Frames that are kept from requests which a higher zone could have served.
+    pub reserve: usize,
+    /// The low watermark, in frames: with fewer free there is pressure.
+    pub low: usize,
+    /// The high watermark, in frames: pressure ends there.
+    pub high: usize,
+}
+
+/// Counts of the page-frame allocator. Prints as a table: a row a zone with memory, a column an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameStats {
+    /// Managed frames: the usable ones of the memory map, and what was added.
+    pub total: usize,
+    /// Of them, what the allocator's own records and tables take.
+    pub metadata: usize,
+    /// Of them, what is free, in blocks and in stocks.
+    pub free: usize,
+    /// Of the free ones, what is in the CPUs' stocks of single frames.
+    pub stocked: usize,
+    /// Free blocks of each order, in all zones.
+    pub free_blocks: [usize; Order::COUNT],
+    /// Each zone, the lowest first.
+    pub zones: [ZoneStats; 3],
+}
+
+impl FrameStats {
+    /// The order of the largest block that can be allocated now; `None` where there is no free block.
+    pub fn largest_block(&self) -> Option<Order> {
+        let largest = self.free_blocks.iter().rposition(|blocks| *blocks > 0)?;
+        Order::new(largest as u32)
+    }
+
+    /// How far free memory is from being one block, from 0 (it is one) to 1000 (it is in small pieces): 1 less the share of
+    /// the largest free block in the free frames, in thousandths. 0 where nothing is free.
+    pub fn fragmentation(&self) -> u32 {
+        let largest = self.largest_block().map_or(0, |order| order.frames() as usize);
+        share(self.free.saturating_sub(largest), self.free)
+    }
+
+    /// The unusable free space index for `order`: the share of the free frames that no request for a block of that order can
+    /// use, as they are in smaller blocks or in stocks; from 0 (none) to 1000 (all). 0 where nothing is free.
+    ///
+    /// After M. Gorman and A. Whitcroft, *The What, The Why and the Where To of Anti-Fragmentation* (Ottawa Linux Symposium 2006).
+    pub fn unusable(&self, order: Order) -> u32 {
+        let usable: usize = order.and_up().map(|order| self.free_blocks[order.index()] << order.get()).sum();
+        share(self.free.saturating_sub(usable), self.free)
+    }
+}
+
+/// `part` of `whole` in thousandths.
+fn share(part: usize, whole: usize) -> u32 {
+    (part * 1000).checked_div(whole).unwrap_or(0) as u32
 }
 
 impl fmt::Display for FrameStats {
@@ -30,11 +84,26 @@ impl fmt::Display for FrameStats {
             kib(self.free),
             kib(self.metadata)
         )?;
-        write!(f, "{:<12}", "order")?;
+        if self.stocked > 0 {
+            writeln!(f, "of the free ones {} KiB are in stocks", kib(self.stocked))?;
+        }
+        write!(f, "{:<20}{:>10}{:>10}{:>8}{:>8}{:>8}", "free blocks", "frames", "free", "reserve", "low", "high")?;
         (0..Order::COUNT).try_for_each(|order| write!(f, "{order:>6}"))?;
-        write!(f, "\n{:<12}", "free blocks")?;
-        self.free_blocks.iter().try_for_each(|blocks| write!(f, "{blocks:>6}"))?;
-        writeln!(f)
+        writeln!(f)?;
+        let populated = self.zones.iter().filter(|zone| zone.total > 0);
+        for zone in populated {
+            writeln!(f, "{zone}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for ZoneStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |frame: Frame| frame.address() >> 20;
+        write!(f, "from {:>10} MiB ", mib(self.start))?;
+        write!(f, "{:>10}{:>10}{:>8}{:>8}{:>8}", self.total, self.free, self.reserve, self.low, self.high)?;
+        self.free_blocks.iter().try_for_each(|blocks| write!(f, "{blocks:>6}"))
     }
 }
 

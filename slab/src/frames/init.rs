@@ -1,12 +1,17 @@
-//! Setting up the frame records in the memory that they describe.
+//! The first memory: setting up the frame records in the memory that they describe.
+//!
+//! The largest range gets the direct table, and the tables of all other ranges too, in its end.
 
 use core::error::Error;
 use core::fmt;
-use core::mem::{align_of, size_of};
 use core::ops::Range;
+use core::sync::atomic::Ordering::Relaxed;
 
-use super::record::{Record, Records, SECTION_FRAMES, Section};
-use super::{Frame, Frames, Memory};
+use super::record::Owner;
+use super::records::Records;
+use super::stock::Stocks;
+use super::types::{each, length};
+use super::{Frame, Frames};
 use crate::memory::{FRAME_SIZE, Region, UsableFrames};
 use crate::platform::Platform;
 
@@ -17,13 +22,15 @@ pub enum InitError {
     AlreadyInitialised,
     /// The map has no usable page frame.
     NoUsableMemory,
-    /// No usable range can hold the frame records and leave a frame to allocate.
+    /// No usable range can hold the frame records, or they would leave no frame to allocate.
     MetadataDoesNotFit {
         /// Bytes that the records need, in one range.
         needed: usize,
         /// Bytes in the largest range.
         largest: usize,
     },
+    /// A range of virtual addresses is longer than frame numbers reach: 8 TiB, less 1 GiB.
+    BeyondReach,
 }
 
 impl fmt::Display for InitError {
@@ -38,74 +45,52 @@ impl fmt::Display for InitError {
                 "the frame records need {needed} bytes in a row and memory to spare, but the largest usable range has \
                  {largest} bytes"
             ),
+            Self::BeyondReach => f.write_str("the range is too long for frame numbers"),
         }
     }
 }
 
 impl Error for InitError {}
 
-/// How much there is to record.
-#[derive(Debug, Default)]
-struct Extent {
-    sections: usize,
-    records: usize,
-    frames: u32,
-    largest: Option<Range<Frame>>,
+/// Where the base of a virtual range lies below it, and how large steps that keeps frame numbers congruent to addresses.
+const REACH: usize = 8 << 40;
+const CONGRUENT: usize = 1 << 30;
+
+/// How many frames the tables for some new ranges take, in the order in which they lie.
+#[derive(Debug)]
+pub(super) struct Tables {
+    /// Nodes of the records' tree.
+    pub(super) nodes: u32,
+    pub(super) stocks: u32,
+    /// The direct table of records.
+    pub(super) direct: u32,
 }
 
-impl Extent {
-    fn of(ranges: impl Iterator<Item = Range<Frame>>) -> Self {
-        let mut extent = Self::default();
-        let mut last: Option<Range<u32>> = None;
-        for range in ranges {
-            let length = frames_in(&range);
-            extent.frames += length;
-            for part in by_section(&range) {
-                last = match last {
-                    Some(open) if section_of(open.start) == section_of(part.start) => Some(open.start..part.end),
-                    closed => {
-                        extent.records += closed.map_or(0, |closed| closed.len());
-                        Some(part)
-                    }
-                };
-            }
-            if extent.largest.as_ref().is_none_or(|largest| length > frames_in(largest)) {
-                extent.largest = Some(range);
-            }
-        }
-        if let Some(open) = last {
-            extent.sections = section_of(open.start) + 1;
-            extent.records += open.len();
-        }
-        extent
-    }
-
-    fn metadata_bytes(&self) -> usize {
-        self.sections * size_of::<Section>() + self.records * size_of::<Record>()
+impl Tables {
+    pub(super) fn frames(&self) -> u32 {
+        self.nodes + self.stocks + self.direct
     }
 }
 
-fn frames_in(range: &Range<Frame>) -> u32 {
-    range.end.number() - range.start.number()
-}
-
-fn section_of(frame: u32) -> usize {
-    (frame / SECTION_FRAMES) as usize
-}
-
-/// Cuts a range where sections meet.
-fn by_section(range: &Range<Frame>) -> impl Iterator<Item = Range<u32>> + use<> {
-    let (mut start, end) = (range.start.number(), range.end.number());
-    core::iter::from_fn(move || {
-        let section_end = (start / SECTION_FRAMES + 1).saturating_mul(SECTION_FRAMES);
-        let part = start..end.min(section_end);
-        start = part.end;
-        (!part.is_empty()).then_some(part)
+/// The longest of `ranges`, and how many frames they have together.
+pub(super) fn measure(ranges: impl Iterator<Item = Range<Frame>>) -> Option<(Range<Frame>, usize)> {
+    ranges.map(|range| (range.clone(), length(&range) as usize)).reduce(|(longest, sum), (range, frames)| {
+        (if length(&range) > length(&longest) { range } else { longest }, sum + frames)
     })
 }
 
+/// The last frames of `range`, as many as the tables take and fewer than all `frames` that there are. Otherwise, the bytes
+/// needed and the bytes there.
+pub(super) fn place_in(range: &Range<Frame>, tables: &Tables, frames: usize) -> Result<Range<Frame>, (usize, usize)> {
+    let (needed, available) = (tables.frames(), length(range));
+    if needed > available || needed as usize >= frames {
+        return Err((needed as usize * FRAME_SIZE, available as usize * FRAME_SIZE));
+    }
+    Ok(range.start.offset(available - needed)..range.end)
+}
+
 impl<P: Platform> Frames<P> {
-    /// Takes over the usable frames of `regions`. The records go to the end of the largest range.
+    /// Takes over the usable frames of `regions`.
     ///
     /// # Safety
     ///
@@ -115,79 +100,104 @@ impl<P: Platform> Frames<P> {
         I: IntoIterator<Item = Region>,
         I::IntoIter: Clone,
     {
-        let ranges = UsableFrames::new(regions.into_iter());
-        let mut metadata = None;
-        let memory = self.memory.try_call_once(|| {
-            let extent = Extent::of(ranges.clone());
-            let place = metadata.insert(place_metadata(&extent)?).clone();
-            let start = base.wrapping_add(place.start.address() as usize);
-            // SAFETY: `place` is in a usable range, which the caller lends us for good, mapped at `base` plus its address,
-            // and it is as long as `extent` of the same ranges asks for; a frame's start is aligned for both types.
-            let sections = unsafe { build_sections(start, &extent, ranges.clone()) };
-            Ok(Memory { base, records: Records { sections, overhead: frames_in(&place) } })
-        })?;
-        let Some(metadata) = metadata else {
+        // SAFETY: passed on to the caller.
+        unsafe { self.take_over(UsableFrames::new(regions.into_iter()), base) }
+    }
+
+    /// Takes over the pages that lie wholly in the `bytes` bytes from `start` on: a range of virtual addresses, whatever the
+    /// physical memory behind it.
+    ///
+    /// Frame numbers then count pages from 8 TiB below `start` rounded down to 1 GiB, so that a block of frames is aligned as
+    /// its addresses are, and ranges up to 8 TiB below or above can be added.
+    ///
+    /// # Safety
+    ///
+    /// The range is ordinary memory, mapped and writable for as long as the heap or anything allocated from it is used,
+    /// and nobody else uses it from now on. `start` may be used to access all of it.
+    #[allow(dead_code, reason = "for heaps over a range of virtual addresses")]
+    pub(crate) unsafe fn init_range(&self, start: *mut u8, bytes: usize) -> Result<(), InitError> {
+        let base = start.wrapping_sub(start.addr() % CONGRUENT).wrapping_sub(REACH);
+        let range = pages(base, start, bytes).ok_or(InitError::BeyondReach)?;
+        // SAFETY: passed on to the caller; frame numbers count from `base`.
+        unsafe { self.take_over(core::iter::once(range).filter(|range| !range.is_empty()), base) }
+    }
+
+    /// # Safety
+    ///
+    /// The frames of `ranges`, which ascend without touching and stay the same, are memory that nobody else uses from now on,
+    /// mapped at `base` plus their addresses; `base` may be used to access them.
+    unsafe fn take_over(
+        &self,
+        ranges: impl Iterator<Item = Range<Frame>> + Clone,
+        base: *mut u8,
+    ) -> Result<(), InitError> {
+        let _change = self.begin_change().ok_or(InitError::AlreadyInitialised)?;
+        if !self.records.are_empty() {
             return Err(InitError::AlreadyInitialised);
-        };
-        for range in ranges {
-            let mut zone = self.zone.lock();
-            if range.contains(&metadata.start) {
-                zone.add(&memory.records, range.start..metadata.start);
-            } else {
-                zone.add(&memory.records, range);
-            }
         }
+        let (largest, frames) = measure(ranges.clone()).ok_or(InitError::NoUsableMemory)?;
+        let others = ranges.clone().filter(|range| *range != largest);
+        let tables = Tables {
+            nodes: self.records.missing(others.clone()),
+            stocks: if self.stocks.are_wanted(frames) { Stocks::<P>::TABLE_FRAMES } else { 0 },
+            direct: Records::direct_size(length(&largest)),
+        };
+        let place = place_in(&largest, &tables, frames)
+            .map_err(|(needed, largest)| InitError::MetadataDoesNotFit { needed, largest })?;
+        self.base.store(base, Relaxed);
+        let table = self.pointer(place.start.offset(tables.nodes + tables.stocks));
+        // SAFETY: `place` is memory that is ours from now on, and it has room for the direct table behind nodes and stocks.
+        unsafe { self.records.set_direct(largest.clone(), table) };
+        // SAFETY: as above.
+        unsafe { self.build(others, &place, &tables) };
+        self.manage(ranges, &place, frames);
         Ok(())
     }
-}
 
-fn place_metadata(extent: &Extent) -> Result<Range<Frame>, InitError> {
-    let largest = extent.largest.clone().ok_or(InitError::NoUsableMemory)?;
-    let needed = extent.metadata_bytes();
-    let frames = needed.div_ceil(FRAME_SIZE);
-    let available = frames_in(&largest);
-    if frames > available as usize || frames >= extent.frames as usize {
-        return Err(InitError::MetadataDoesNotFit { needed, largest: available as usize * FRAME_SIZE });
-    }
-    Ok(largest.start.offset(available - frames as u32)..largest.end)
-}
-
-/// Lays the section table at `start` and behind it the records, all of them [`Nobody`](super::Owner::Nobody)'s.
-///
-/// # Safety
-///
-/// From `start`, which is aligned to a frame, there are `extent.metadata_bytes()` bytes that nobody else uses, now or later.
-/// `extent` is that of `ranges`.
-unsafe fn build_sections(
-    start: *mut u8,
-    extent: &Extent,
-    ranges: impl Iterator<Item = Range<Frame>>,
-) -> &'static [Section] {
-    const { assert!(align_of::<Section>() >= align_of::<Record>()) };
-    let sections = start.cast::<Section>();
-    // SAFETY: the records follow the sections inside the bytes that the caller promises.
-    let records = unsafe { sections.add(extent.sections) }.cast::<Record>();
-    // SAFETY: as above; all bytes zero is a valid record.
-    unsafe { records.write_bytes(0, extent.records) };
-    for index in 0..extent.sections {
-        // SAFETY: the table has `extent.sections` entries.
-        unsafe { sections.add(index).write(Section { first: 0, records: &[] }) };
-    }
-    // SAFETY: just written, and exclusive until this function returns.
-    let table = unsafe { core::slice::from_raw_parts_mut(sections, extent.sections) };
-    let mut used = 0;
-    for part in ranges.flat_map(|range| by_section(&range)) {
-        let section = &mut table[section_of(part.start)];
-        if section.records.is_empty() {
-            section.first = part.start;
+    /// Makes the nodes for `ranges`, and the stocks, in `place`. The frames there are recorded as the allocator's own.
+    ///
+    /// # Safety
+    ///
+    /// `place` is memory that is the allocator's own from now on. Its first frames are `tables.nodes`, just as many as
+    /// `ranges` need, and behind them `tables.stocks`.
+    pub(super) unsafe fn build(
+        &self,
+        ranges: impl Iterator<Item = Range<Frame>> + Clone,
+        place: &Range<Frame>,
+        tables: &Tables,
+    ) {
+        let mut nodes = each(place.start..place.start.offset(tables.nodes)).map(|frame| self.pointer(frame));
+        for range in ranges.clone() {
+            // SAFETY: each node has a frame of `place` of its own, and only one change is made at a time.
+            unsafe { self.records.cover(range.clone(), &mut || nodes.next()) };
+            self.records.set_all(range, Owner::Inner);
         }
-        // Ranges ascend, so the section that grows is the last one begun: its records are the last of those used.
-        used -= section.records.len();
-        let length = (part.end - section.first) as usize;
-        // SAFETY: the parts of one section reach from its first frame to its last; their lengths add up to
-        // `extent.records`, which are written.
-        section.records = unsafe { core::slice::from_raw_parts(records.add(used), length) };
-        used += length;
+        self.records.set_all(place.clone(), Owner::Records);
+        self.metadata.fetch_add(length(place) as usize, Relaxed);
+        if tables.stocks > 0 {
+            // SAFETY: these frames of `place` are nobody else's, and there are as many as the table takes.
+            unsafe { self.stocks.install(self.pointer(place.start.offset(tables.nodes))) };
+        }
     }
-    table
+
+    /// Hands `ranges`, which have records, to the zones, but for the tables in `place`. There are `managed` frames then.
+    pub(super) fn manage(&self, ranges: impl Iterator<Item = Range<Frame>>, place: &Range<Frame>, managed: usize) {
+        for range in ranges {
+            self.zones.lock().add(&self.records, range, place);
+        }
+        self.stocks.set_capacity(managed);
+    }
+}
+
+/// The frames that lie wholly in `bytes` bytes from `start` on, where frame 0 is at `base`; frame 0 is not one of them. `None`
+/// where frame numbers do not reach so far.
+pub(super) fn pages(base: *mut u8, start: *mut u8, bytes: usize) -> Option<Range<Frame>> {
+    let frame_at = |address: usize| Frame::containing(address.wrapping_sub(base.addr()) as u64);
+    let first = start.addr().checked_next_multiple_of(FRAME_SIZE)?;
+    let end = start.addr().saturating_add(bytes) / FRAME_SIZE * FRAME_SIZE;
+    if first >= end {
+        return Some(Frame::default()..Frame::default());
+    }
+    let (first, last) = (frame_at(first)?, frame_at(end - 1)?);
+    (first <= last).then(|| first.max(Frame::new(1))..last.offset(1))
 }

@@ -1,128 +1,166 @@
-//! The frame records: twelve bytes for each page frame that say who owns it.
+//! The frame record: sixteen bytes for each page frame that say who owns it.
 //!
-//! Records live in tables of their own, one a *section* of 128 MiB of the physical address space, as long as the section's
-//! usable frames reach. A hole in the memory map costs 16 bytes a section. The tables are built once and never move;
-//! the records' fields are atomic, so that anybody may ask who owns a frame, with no lock held.
+//! The fields are atomic, so that anybody may ask who owns a frame, with no lock held. The kind of owner, the order and the
+//! cache's number are one word, so that a reader never sees a mix of two owners.
 //!
 //! Invariants:
-//! 1. A record is written only by who owns the frame: for a free frame the holder of the zone's lock, for a slab's frame
-//!    the holder of its cache's lock.
-//! 2. The first frame of a free block and of an allocation says so. Their other frames say [`Owner::Nobody`], and so do
-//!    the allocator's own metadata and all that is not usable; so nothing ever merges with them. Every frame of a slab
-//!    names the slab's first frame.
+//! 1. A record is written only by who owns the frame: for a free frame the holder of its zone's lock, for one in a stock
+//!    the stock's CPU, for an allocated one whoever gives it back, for a slab's frame the holder of its cache's lock.
+//! 2. The first frame of a free block and of an allocation says so, and their other frames say [`Owner::Inner`]. Every
+//!    frame of a slab says [`Owner::Slab`].
+//! 3. Only one of two that give the same frames back at once can: [`Record::claim`] is an atomic exchange.
 
 #![forbid(unsafe_code)]
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::{Frame, Order};
-
-/// Frames in a section: 128 MiB.
-pub(crate) const SECTION_FRAMES: u32 = 1 << 15;
 
 /// Who owns a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// Not the start of anything: the inside of a block, reserved, metadata, or not memory at all.
-    Nobody,
-    /// The buddy allocator: the first frame of a free block.
+    /// No memory of this allocator.
+    Unmanaged,
+    /// Managed, and not the first frame of anything.
+    Inner,
+    /// The allocator's own records and tables.
+    Records,
+    /// The buddy system: the first frame of a free block.
     Free(Order),
+    /// A CPU's stock of single frames.
+    Stock,
     /// Whoever allocated it: the first of so many frames.
     Pages(u32),
-    /// A cache: part of the slab that starts at `first`.
+    /// A cache: part of a slab, which starts at the frame's [`block_start`](Frame::block_start) of `order`.
     Slab { order: Order, cache: u32 },
 }
 
-/// The record of one frame. All bytes zero is [`Owner::Nobody`].
-#[derive(Debug, Default)]
+/// The record of one frame. All bytes zero is [`Owner::Inner`].
+#[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Record {
-    kind: AtomicU32,
-    /// Free: the next free block of the order. Pages: their number. Slab: its first frame.
+    /// Kind, order and cache: see [`pack`].
+    owner: AtomicU32,
+    /// Of the first frame of an allocation or slab: how many frames it has.
+    count: AtomicU32,
+    /// Free: the next free block of the order. Slab's first frame: the frame of its header.
     a: AtomicU32,
-    /// Free: the previous free block of the order. Slab: the index of its cache.
+    /// Free: the previous free block of the order. Slab's first frame: where in that frame the header is, in bytes.
     b: AtomicU32,
-    pub(crate) c: AtomicU32,
-    pub(crate) d: AtomicU32,
 }
 
-const NOBODY: u32 = 0;
-const PAGES: u32 = 1;
-const SLAB: u32 = 2;
-/// Plus the order.
-const FREE: u32 = 0x100;
+const _: () = assert!(size_of::<Record>() == 16);
+
+const INNER: u32 = 0;
+const UNMANAGED: u32 = 1;
+const RECORDS: u32 = 2;
+const FREE: u32 = 3;
+const STOCK: u32 = 4;
+const PAGES: u32 = 5;
+const SLAB: u32 = 6;
+
+const KIND_BITS: u32 = 3;
+const ORDER_BITS: u32 = 5;
+
+/// From the least significant bit up: kind, order, cache.
+const fn pack(kind: u32, order: u32, cache: u32) -> u32 {
+    kind | order << KIND_BITS | cache << (KIND_BITS + ORDER_BITS)
+}
 
 impl Record {
-    pub(crate) fn owner(&self) -> Owner {
-        let (a, b) = (self.a.load(Ordering::Relaxed), self.b.load(Ordering::Relaxed));
-        match self.kind.load(Ordering::Relaxed) {
-            NOBODY => Owner::Nobody,
-            PAGES => Owner::Pages(a),
-            SLAB => Owner::Slab { order: Order::new(a).unwrap_or(Order::ZERO), cache: b },
-            free => match Order::new(free.wrapping_sub(FREE)) {
-                Some(order) => Owner::Free(order),
-                None => Owner::Nobody,
-            },
+    /// Of a frame inside something.
+    pub(crate) const fn inner() -> Self {
+        Self::with_kind(INNER)
+    }
+
+    /// Of a frame that is no memory of this allocator.
+    pub(crate) const fn unmanaged() -> Self {
+        Self::with_kind(UNMANAGED)
+    }
+
+    const fn with_kind(kind: u32) -> Self {
+        Self {
+            owner: AtomicU32::new(pack(kind, 0, 0)),
+            count: AtomicU32::new(0),
+            a: AtomicU32::new(0),
+            b: AtomicU32::new(0),
         }
     }
 
-    pub(crate) fn set_owner(&self, owner: Owner) {
-        let (kind, a, b) = match owner {
-            Owner::Nobody => (NOBODY, 0, 0),
-            Owner::Free(order) => (FREE + order.get(), Frame::NONE, Frame::NONE),
-            Owner::Pages(count) => (PAGES, count, 0),
-            Owner::Slab { order, cache } => (SLAB, order.get(), cache),
-        };
-        self.a.store(a, Ordering::Relaxed);
-        self.b.store(b, Ordering::Relaxed);
-        self.kind.store(kind, Ordering::Relaxed);
+    #[inline]
+    pub(crate) fn owner(&self) -> Owner {
+        let word = self.owner.load(Relaxed);
+        let order = Order::new(word >> KIND_BITS & ((1 << ORDER_BITS) - 1));
+        match (word & ((1 << KIND_BITS) - 1), order) {
+            (INNER, _) => Owner::Inner,
+            (RECORDS, _) => Owner::Records,
+            (STOCK, _) => Owner::Stock,
+            (PAGES, _) => Owner::Pages(self.count()),
+            (FREE, Some(order)) => Owner::Free(order),
+            (SLAB, Some(order)) => Owner::Slab { order, cache: word >> (KIND_BITS + ORDER_BITS) },
+            _ => Owner::Unmanaged,
+        }
     }
 
-    /// The neighbours of a free block in its list, next and previous.
-    pub(crate) fn links(&self) -> (Option<Frame>, Option<Frame>) {
-        (Frame::some(self.a.load(Ordering::Relaxed)), Frame::some(self.b.load(Ordering::Relaxed)))
+    #[inline]
+    pub(crate) fn set_owner(&self, owner: Owner) {
+        if let Owner::Pages(count) = owner {
+            self.count.store(count, Relaxed);
+        }
+        self.owner.store(
+            match owner {
+                Owner::Unmanaged => UNMANAGED,
+                Owner::Inner => INNER,
+                Owner::Records => RECORDS,
+                Owner::Free(order) => pack(FREE, order.get(), 0),
+                Owner::Stock => STOCK,
+                Owner::Pages(_) => PAGES,
+                Owner::Slab { order, cache } => pack(SLAB, order.get(), cache),
+            },
+            Relaxed,
+        );
+    }
+
+    /// From the first of just `count` allocated frames to [`Owner::Inner`]; `false`, and nothing done, where it is not that.
+    /// Of several that try at once, one succeeds.
+    #[inline]
+    pub(crate) fn claim(&self, count: u32) -> bool {
+        self.count() == count && self.owner.compare_exchange(PAGES, INNER, Relaxed, Relaxed).is_ok()
+    }
+
+    /// Frames of the allocation or slab that starts here.
+    #[inline]
+    pub(crate) fn count(&self) -> u32 {
+        self.count.load(Relaxed)
+    }
+
+    /// Makes it that of a slab's first frame; the owner is still to be set.
+    pub(crate) fn set_header(&self, count: u32, (frame, offset): (Frame, u32)) {
+        self.count.store(count, Relaxed);
+        self.a.store(frame.number(), Relaxed);
+        self.b.store(offset, Relaxed);
+    }
+
+    /// Of a slab's first frame: where its header is.
+    #[inline]
+    pub(crate) fn header(&self) -> (Frame, u32) {
+        (Frame::new(self.a.load(Relaxed)), self.b.load(Relaxed))
+    }
+
+    /// The neighbours of a free block in its list.
+    pub(crate) fn next(&self) -> Option<Frame> {
+        Frame::some(self.a.load(Relaxed))
+    }
+
+    pub(crate) fn previous(&self) -> Option<Frame> {
+        Frame::some(self.b.load(Relaxed))
     }
 
     pub(crate) fn set_next(&self, frame: Option<Frame>) {
-        self.a.store(frame.map_or(Frame::NONE, Frame::number), Ordering::Relaxed);
+        self.a.store(frame.map_or(Frame::NONE, Frame::number), Relaxed);
     }
 
     pub(crate) fn set_previous(&self, frame: Option<Frame>) {
-        self.b.store(frame.map_or(Frame::NONE, Frame::number), Ordering::Relaxed);
-    }
-}
-
-/// The records of one section: of its frames from `first` on.
-#[derive(Debug)]
-pub(crate) struct Section {
-    pub(crate) first: u32,
-    pub(crate) records: &'static [Record],
-}
-
-/// All frame records.
-#[derive(Debug)]
-pub(crate) struct Records {
-    pub(crate) sections: &'static [Section],
-    /// Frames that this metadata takes.
-    pub(crate) overhead: u32,
-}
-
-impl Records {
-    /// The record of `frame`; `None` where it is not memory.
-    pub(crate) fn get(&self, frame: Frame) -> Option<&'static Record> {
-        let section = self.sections.get((frame.number() / SECTION_FRAMES) as usize)?;
-        section.records.get(frame.number().checked_sub(section.first)? as usize)
-    }
-
-    /// Who owns `frame`.
-    pub(crate) fn owner(&self, frame: Frame) -> Owner {
-        self.get(frame).map_or(Owner::Nobody, Record::owner)
-    }
-
-    /// Changes who owns `frame`, which has a record.
-    pub(crate) fn set_owner(&self, frame: Frame, owner: Owner) {
-        if let Some(record) = self.get(frame) {
-            record.set_owner(owner);
-        }
+        self.b.store(frame.map_or(Frame::NONE, Frame::number), Relaxed);
     }
 }

@@ -3,11 +3,14 @@
 #![forbid(unsafe_code)]
 
 use core::fmt;
+use core::ops::Range;
 
 use crate::memory::FRAME_SIZE;
 
 /// A page frame: 4096 bytes of physical memory, by its number (physical address / 4096).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+///
+/// The default is frame 0, which is never handed out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frame(u32);
 
 impl Frame {
@@ -62,6 +65,21 @@ impl Frame {
     pub(crate) fn alignment(self) -> Order {
         Order(self.0.trailing_zeros()).min(Order::MAX)
     }
+}
+
+/// How many frames there are in `range`.
+pub(crate) fn length(range: &Range<Frame>) -> u32 {
+    range.end.number().saturating_sub(range.start.number())
+}
+
+/// What `range` and `other` share; empty where they share nothing.
+pub(crate) fn overlap(range: &Range<Frame>, other: &Range<Frame>) -> Range<Frame> {
+    range.start.max(other.start)..range.end.min(other.end)
+}
+
+/// The frames of `range`, one after the other.
+pub(crate) fn each(range: Range<Frame>) -> impl Iterator<Item = Frame> {
+    (range.start.number()..range.end.number()).map(Frame)
 }
 
 /// The size of a block: order k is 2^k frames in a row, aligned to their size. From 0 (4 KiB) to 18 (1 GiB).
@@ -127,9 +145,9 @@ impl Order {
         (self.0..=Self::MAX.0).map(Self)
     }
 
-    /// The orders below this one down to `least`.
-    pub(crate) fn down_to(self, least: Self) -> impl Iterator<Item = Self> {
-        (least.0..self.0).rev().map(Self)
+    /// The orders from this one up to `end`, without it.
+    pub(crate) fn until(self, end: Self) -> impl Iterator<Item = Self> {
+        (self.0..end.0).map(Self)
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A free block of order k is 2^k frames and starts at a multiple of 2^k. Its buddy is the other half of the block of order
 //! k + 1 around it. A request splits the smallest block that is large enough; a freed block merges with its buddy as long
-//! as the buddy is a free block of the same order. The blocks of an order form a doubly linked list through their records;
-//! the memory of a free block is never touched.
+//! as the buddy is a free block of the same order in the same zone. The blocks of an order form a doubly linked list through
+//! their records; the memory of a free block is never touched.
 //!
 //! Lock: the caller holds the one around the zone.
 
@@ -11,8 +11,14 @@
 
 use core::ops::Range;
 
-use super::record::{Owner, Record, Records};
+use super::record::Owner;
+use super::records::Records;
+use super::types::{length, overlap};
 use super::{Frame, Order};
+use crate::verify::Broken;
+
+/// How many free blocks are looked at for a run that no single free block can hold.
+const SEARCH: usize = 1024;
 
 /// The free blocks of one order.
 #[derive(Debug, Clone, Copy)]
@@ -21,9 +27,41 @@ struct FreeList {
     blocks: usize,
 }
 
-/// The free blocks of all orders.
+/// What is asked of a zone: `count` frames in a row, not 0, the first aligned to `order`, all below `limit`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Request {
+    count: u32,
+    /// At least that of the smallest block that holds `count` frames.
+    order: Order,
+    limit: Frame,
+}
+
+impl Request {
+    /// `None` where no block can be as large or aligned.
+    pub(crate) fn new(count: u32, alignment: Order, limit: Frame) -> Option<Self> {
+        Some(Self { count, order: Order::containing(count)?.max(alignment), limit })
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count as usize
+    }
+
+    pub(crate) fn limit(&self) -> Frame {
+        self.limit
+    }
+
+    fn fits(&self, frame: Frame, end: Frame) -> bool {
+        frame.alignment() >= self.order && u64::from(frame.number()) + u64::from(self.count) <= end.number().into()
+    }
+}
+
+/// A part of the physical address space and its free blocks.
 #[derive(Debug)]
 pub(crate) struct Zone {
+    /// No block, free or allocated by order, reaches beyond it.
+    range: Range<Frame>,
+    /// The lowest frame that was ever managed; the end of the zone while there is none.
+    lowest: Frame,
     lists: [FreeList; Order::COUNT],
     free_frames: usize,
     total_frames: usize,
@@ -31,8 +69,13 @@ pub(crate) struct Zone {
 
 impl Zone {
     /// Without any memory.
-    pub(crate) const fn new() -> Self {
-        Self { lists: [FreeList { first: None, blocks: 0 }; Order::COUNT], free_frames: 0, total_frames: 0 }
+    pub(crate) const fn new(range: Range<Frame>) -> Self {
+        let lists = [FreeList { first: None, blocks: 0 }; Order::COUNT];
+        Self { lowest: range.end, range, lists, free_frames: 0, total_frames: 0 }
+    }
+
+    pub(crate) fn range(&self) -> Range<Frame> {
+        self.range.clone()
     }
 
     pub(crate) fn free_frames(&self) -> usize {
@@ -47,44 +90,108 @@ impl Zone {
         self.lists.map(|list| list.blocks)
     }
 
-    /// Takes over `range`, whose frames all have records.
-    pub(crate) fn add(&mut self, records: &Records, range: Range<Frame>) {
-        self.total_frames += (range.end.number() - range.start.number()) as usize;
-        self.free_range(records, range);
+    /// Whether it has memory below `limit`.
+    pub(crate) fn is_populated_below(&self, limit: Frame) -> bool {
+        self.total_frames > 0 && self.lowest < limit
     }
 
-    /// A block of 2^`order` frames, its first record saying that it is allocated.
-    pub(crate) fn allocate(&mut self, records: &Records, order: Order) -> Option<Frame> {
-        let (found, frame) = order.and_up().find_map(|o| Some((o, self.lists[o.index()].first?)))?;
-        self.unlink(records, records.get(frame)?, found);
-        for half in found.down_to(order) {
-            self.push(records, frame.offset(half.frames()), half);
-        }
-        records.set_owner(frame, Owner::Pages(order.frames()));
+    /// Counts `range` as managed from now on; its frames are not free yet.
+    pub(crate) fn manage(&mut self, range: &Range<Frame>) {
+        self.total_frames += length(range) as usize;
+        self.lowest = self.lowest.min(range.start);
+    }
+
+    /// Counts so many frames, which were taken, as managed no more.
+    pub(crate) fn unmanage(&mut self, frames: usize) {
+        self.total_frames -= frames;
+    }
+
+    /// Allocates what `request` asks for, and no more; its first record says so.
+    pub(crate) fn allocate(&mut self, records: &Records, request: &Request) -> Option<Frame> {
+        let frame = self.find(records, request)?;
+        self.take(records, frame..frame.offset(request.count));
+        records.set_owner(frame, Owner::Pages(request.count));
         Some(frame)
     }
 
-    /// Frees all of `range`, whose frames are not free and whose records are nobody's.
-    pub(crate) fn free_range(&mut self, records: &Records, range: Range<Frame>) {
+    /// Where `request` can be had: at the start of the smallest block that holds it; else at the start of a smaller one
+    /// whose following blocks are free too.
+    ///
+    /// The second search is for what buddies alone could not give: seven eighths of a block whose last eighth is taken. It is
+    /// bounded. With a limit inside the zone the first one goes over all blocks that are large enough, if it must.
+    fn find(&self, records: &Records, request: &Request) -> Option<Frame> {
+        let end = request.limit.min(self.range.end);
+        let mut whole = request.order.and_up().flat_map(|order| self.blocks(records, order));
+        whole.find(|frame| request.fits(*frame, end)).or_else(|| {
+            let smaller = Order::within(request.count).until(request.order);
+            let mut starts = smaller.flat_map(|order| self.blocks(records, order)).take(SEARCH);
+            let is_free = |frame: Frame| self.first_taken(records, frame..frame.offset(request.count)).is_none();
+            starts.find(|frame| request.fits(*frame, end) && is_free(*frame))
+        })
+    }
+
+    fn blocks(&self, records: &Records, order: Order) -> impl Iterator<Item = Frame> {
+        core::iter::successors(self.lists[order.index()].first, |frame| records.get(*frame)?.next())
+    }
+
+    /// The first frame of `range` that is not free.
+    pub(crate) fn first_taken(&self, records: &Records, range: Range<Frame>) -> Option<Frame> {
+        let mut frame = range.start;
+        while frame < range.end {
+            let Some(block) = self.block_around(records, frame) else { return Some(frame) };
+            frame = block.end;
+        }
+        None
+    }
+
+    /// The free block that `frame` lies in.
+    pub(crate) fn block_around(&self, records: &Records, frame: Frame) -> Option<Range<Frame>> {
+        Order::ZERO.and_up().find_map(|order| {
+            let start = frame.block_start(order);
+            let Owner::Free(size) = records.owner(start) else { return None };
+            (size >= order && start >= self.range.start).then(|| start..start.offset(size.frames()))
+        })
+    }
+
+    /// Takes all of `range`, which is free, out of the free blocks. Its records say [`Owner::Inner`].
+    pub(crate) fn take(&mut self, records: &Records, range: Range<Frame>) {
+        let mut frame = range.start;
+        while frame < range.end {
+            let Some(block) = self.block_around(records, frame) else { return };
+            self.unlink(records, block.start);
+            self.release(records, block.start..frame);
+            self.release(records, range.end.max(frame)..block.end);
+            frame = block.end;
+        }
+    }
+
+    /// Takes a block of at most `most` frames, the largest that there is.
+    pub(crate) fn take_largest(&mut self, records: &Records, most: u32) -> Option<Range<Frame>> {
+        let first = self.lists.iter().rev().find_map(|list| list.first)?;
+        let block = self.block_around(records, first)?;
+        let taken = first..first.offset(length(&block).min(most));
+        self.take(records, taken.clone());
+        Some(taken)
+    }
+
+    /// Frees all of `range`, whose records say [`Owner::Inner`].
+    pub(crate) fn release(&mut self, records: &Records, range: Range<Frame>) {
         let (mut frame, end) = (range.start, range.end);
         while frame < end {
             let order = frame.alignment().min(Order::within(end.number() - frame.number()));
-            self.free(records, frame, order);
+            self.release_block(records, frame, order);
             frame = frame.offset(order.frames());
         }
     }
 
-    /// Frees one block, which is aligned and whose records are nobody's, and merges it as far as it goes.
-    fn free(&mut self, records: &Records, mut frame: Frame, mut order: Order) {
+    /// Frees one block, which is aligned, and merges it as far as it goes.
+    fn release_block(&mut self, records: &Records, mut frame: Frame, mut order: Order) {
         while let Some(larger) = order.larger() {
             let buddy = frame.buddy(order);
-            match records.get(buddy) {
-                Some(record) if record.owner() == Owner::Free(order) => {
-                    self.unlink(records, record, order);
-                    record.set_owner(Owner::Nobody);
-                }
-                _ => break,
+            if records.owner(buddy) != Owner::Free(order) || !self.range.contains(&buddy) {
+                break;
             }
+            self.unlink(records, buddy);
             frame = frame.min(buddy);
             order = larger;
         }
@@ -93,9 +200,10 @@ impl Zone {
 
     fn push(&mut self, records: &Records, frame: Frame, order: Order) {
         let Some(record) = records.get(frame) else { return };
-        record.set_owner(Owner::Free(order));
         let list = &mut self.lists[order.index()];
         record.set_next(list.first);
+        record.set_previous(None);
+        record.set_owner(Owner::Free(order));
         if let Some(next) = list.first.and_then(|next| records.get(next)) {
             next.set_previous(Some(frame));
         }
@@ -104,9 +212,11 @@ impl Zone {
         self.free_frames += order.frames() as usize;
     }
 
-    /// Takes the block with this record out of its list; what owns the block is then the caller's to say.
-    fn unlink(&mut self, records: &Records, record: &Record, order: Order) {
-        let (next, previous) = record.links();
+    /// Takes the free block that starts at `frame` out of its list.
+    fn unlink(&mut self, records: &Records, frame: Frame) {
+        let Some(record) = records.get(frame) else { return };
+        let Owner::Free(order) = record.owner() else { return };
+        let (next, previous) = (record.next(), record.previous());
         let list = &mut self.lists[order.index()];
         match previous.and_then(|frame| records.get(frame)) {
             Some(previous) => previous.set_next(next),
@@ -115,7 +225,54 @@ impl Zone {
         if let Some(next) = next.and_then(|frame| records.get(frame)) {
             next.set_previous(previous);
         }
+        record.set_owner(Owner::Inner);
         list.blocks -= 1;
         self.free_frames -= order.frames() as usize;
+    }
+
+    /// Checks the lists of free blocks.
+    pub(crate) fn verify(&self, records: &Records) -> Result<(), Broken> {
+        let mut free = 0;
+        for order in Order::ZERO.and_up() {
+            let list = &self.lists[order.index()];
+            let (mut previous, mut blocks) = (None, 0);
+            // One more than there should be, so that a ring is found and ends.
+            for frame in self.blocks(records, order).take(list.blocks + 1) {
+                self.verify_block(records, frame, order, previous)?;
+                previous = Some(frame);
+                blocks += 1;
+            }
+            if blocks != list.blocks {
+                return Err(Broken::FreeListLength { order, expected: list.blocks, found: blocks });
+            }
+            free += blocks * order.frames() as usize;
+        }
+        if free == self.free_frames {
+            Ok(())
+        } else {
+            Err(Broken::FrameCount { expected: self.free_frames, found: free })
+        }
+    }
+
+    fn verify_block(
+        &self,
+        records: &Records,
+        frame: Frame,
+        order: Order,
+        previous: Option<Frame>,
+    ) -> Result<(), Broken> {
+        let block = frame..frame.offset(order.frames());
+        if frame.alignment() < order || overlap(&block, &self.range) != block {
+            return Err(Broken::FreeBlockPlace { frame, order });
+        }
+        if records.owner(frame) != Owner::Free(order) {
+            return Err(Broken::FreeBlockOwner { frame, order });
+        }
+        if records.get(frame).and_then(|record| record.previous()) != previous {
+            return Err(Broken::FreeListLink { frame });
+        }
+        let buddy = frame.buddy(order);
+        let apart = order == Order::MAX || records.owner(buddy) != Owner::Free(order) || !self.range.contains(&buddy);
+        if apart { Ok(()) } else { Err(Broken::NotMerged { frame, order }) }
     }
 }

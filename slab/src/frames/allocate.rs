@@ -1,0 +1,216 @@
+//! Allocating and freeing page frames.
+
+use super::zone::Request;
+use super::zones::AllZones;
+use super::{Frame, Frames, Order, Owner};
+use crate::fault::Fault;
+use crate::platform::Platform;
+
+const NO_LIMIT: Frame = Frame::new(Frame::LIMIT);
+
+impl<P: Platform> Frames<P> {
+    /// A block of 2^`order` frames, aligned to its size; `None` where there is none.
+    pub fn allocate(&self, order: Order) -> Option<Frame> {
+        self.allocate_run(order.frames(), Order::ZERO)
+    }
+
+    /// Frees a block that [`allocate`](Self::allocate) returned.
+    ///
+    /// A block that is not allocated, or has another order, is refused with a report: see *Bad frees* in the crate's documentation.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses the block any more.
+    pub unsafe fn free(&self, frame: Frame, order: Order) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.free_run(frame, order.frames()) }
+    }
+
+    /// `count` frames in a row, the first aligned to `alignment`, and to the smallest order of at least `count` frames. `None`
+    /// where there are none, where `count` is 0, or more than the largest order has.
+    ///
+    /// No more than `count` frames are taken.
+    pub fn allocate_run(&self, count: u32, alignment: Order) -> Option<Frame> {
+        if self.refuse() {
+            return None;
+        }
+        self.serve(count, alignment)
+    }
+
+    pub(super) fn serve(&self, count: u32, alignment: Order) -> Option<Frame> {
+        if count == 1
+            && alignment == Order::ZERO
+            && let Some(frame) = self.take_stocked()
+        {
+            return Some(frame);
+        }
+        self.serve_from_zones(&Request::new(count, alignment, NO_LIMIT)?)
+    }
+
+    fn serve_from_zones(&self, request: &Request) -> Option<Frame> {
+        let serve = || self.zones.allocate(&self.records, request);
+        serve().or_else(|| if self.drain_stock() > 0 { serve() } else { None })
+    }
+
+    /// As [`allocate_run`](Self::allocate_run), and all of it below the physical address `limit`, for devices that reach no
+    /// further.
+    ///
+    /// A limit at a boundary of zones (16 MiB, 4 GiB) takes no longer than none; for another one the free blocks of the zone
+    /// that it lies in may have to be searched.
+    pub fn allocate_below(&self, count: u32, alignment: Order, limit: u64) -> Option<Frame> {
+        if self.refuse() {
+            return None;
+        }
+        let limit = Frame::containing(limit).unwrap_or(NO_LIMIT);
+        self.serve_from_zones(&Request::new(count, alignment, limit)?)
+    }
+
+    /// Allocates just the `count` frames from `frame` on; `false`, and nothing done, where not all of them are free, or
+    /// `count` is 0. They are a run like any other, for [`free_run`](Self::free_run).
+    #[must_use = "the frames are not allocated where it says so"]
+    pub fn allocate_at(&self, frame: Frame, count: u32) -> bool {
+        if self.refuse() || count == 0 || frame.number().checked_add(count).is_none() {
+            return false;
+        }
+        let take = |zones: &mut AllZones<'_, P>| zones.take(&self.records, frame..frame.offset(count)).is_ok();
+        let taken = take(&mut self.zones.lock()) || (self.drain_stock() > 0 && take(&mut self.zones.lock()));
+        if taken {
+            self.records.set_owner(frame, Owner::Pages(count));
+        }
+        taken
+    }
+
+    /// Frees `count` frames that [`allocate_run`](Self::allocate_run), [`allocate_below`](Self::allocate_below) or
+    /// [`allocate_at`](Self::allocate_at) returned.
+    ///
+    /// Frames that are not allocated, or not so many, are refused with a report: see *Bad frees* in the crate's documentation.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses the frames any more.
+    pub unsafe fn free_run(&self, frame: Frame, count: u32) {
+        self.try_free_run(frame, count).unwrap_or_else(|fault| fault.report(self.pointer(frame)));
+    }
+
+    fn try_free_run(&self, frame: Frame, count: u32) -> Result<(), Fault> {
+        if !self.claim(frame, count) {
+            return Err(self.run_fault(frame, count));
+        }
+        self.release(frame, count);
+        Ok(())
+    }
+
+    /// From allocated to nobody's, by one caller only; `false` where just so many frames are not allocated there.
+    fn claim(&self, frame: Frame, count: u32) -> bool {
+        self.records.get(frame).is_some_and(|record| record.claim(count))
+    }
+
+    /// Frees frames whose records say [`Owner::Inner`].
+    fn release(&self, frame: Frame, count: u32) {
+        if count == 1 {
+            self.release_single(frame);
+        } else {
+            self.zones.release(&self.records, frame..frame.offset(count));
+        }
+    }
+
+    /// What is wrong with a free of a run of `count` frames at `frame`.
+    #[cold]
+    fn run_fault(&self, frame: Frame, count: u32) -> Fault {
+        match self.owner(frame) {
+            Owner::Pages(found) if found != count => Fault::BadFrameCount { freed: count, allocated: found },
+            Owner::Pages(_) => Fault::DoubleFree,
+            _ => self.fault_at(frame),
+        }
+    }
+
+    /// Gives all but the first `keep` of the `count` frames at `frame` back. A `frame` that is not allocated, or not with
+    /// just `count` frames, is a fault, and nothing has changed.
+    pub(crate) fn try_shrink_run(&self, frame: Frame, count: u32, keep: u32) -> Result<(), Fault> {
+        if keep == 0 {
+            return self.try_free_run(frame, count);
+        }
+        self.check_run(frame, count)?;
+        if keep < count {
+            self.records.set_owner(frame, Owner::Pages(keep));
+            self.release(frame.offset(keep), count - keep);
+        }
+        Ok(())
+    }
+
+    /// Makes the run of `count` frames at `frame` one of `new_count`, where it is and where the frames behind it are free;
+    /// `false`, and nothing done, where they are not. Faults as [`try_shrink_run`](Self::try_shrink_run) has them.
+    pub(crate) fn try_grow_run(&self, frame: Frame, count: u32, new_count: u32) -> Result<bool, Fault> {
+        self.check_run(frame, count)?;
+        if new_count <= count {
+            return Ok(new_count == count);
+        }
+        if self.refuse() || frame.number().checked_add(new_count).is_none() {
+            return Ok(false);
+        }
+        let behind = frame.offset(count)..frame.offset(new_count);
+        let taken = self.zones.lock().take(&self.records, behind).is_ok();
+        if taken {
+            self.records.set_owner(frame, Owner::Pages(new_count));
+        }
+        Ok(taken)
+    }
+
+    fn check_run(&self, frame: Frame, count: u32) -> Result<(), Fault> {
+        if self.owner(frame) == Owner::Pages(count) { Ok(()) } else { Err(self.run_fault(frame, count)) }
+    }
+
+    /// Fills `frames` from its start with single frames, and says with how many: fewer than asked for where there are no more.
+    /// Each is a block of order 0, to be freed by [`free`](Self::free) or [`free_bulk`](Self::free_bulk).
+    pub fn allocate_bulk(&self, frames: &mut [Frame]) -> usize {
+        if self.refuse() {
+            return 0;
+        }
+        let mut filled = self.zones.allocate_bulk(&self.records, frames, 0);
+        if filled < frames.len() && self.drain_stock() > 0 {
+            filled += self.zones.allocate_bulk(&self.records, &mut frames[filled..], 0);
+        }
+        filled
+    }
+
+    /// Frees single frames. One that is not an allocated block of order 0 is refused with a report; those before it in
+    /// `frames` have then been freed, those behind it have not.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses the frames any more.
+    pub unsafe fn free_bulk(&self, frames: &[Frame]) {
+        let freed = self.zones.release_bulk(&self.records, frames, |frame| self.claim(frame, 1));
+        if let Err(bad) = freed {
+            self.run_fault(bad, 1).report(self.pointer(bad));
+        }
+    }
+
+    /// Makes `count` frames from `first` on, a run that the caller has allocated, a slab of `cache`, a number below 2^24. `header`
+    /// says where the slab's header is: a frame, and an offset in bytes.
+    pub(crate) fn make_slab(&self, first: Frame, count: u32, cache: u32, header: (Frame, u32)) {
+        if let Some(record) = self.records.get(first) {
+            record.set_header(count, header);
+        }
+        let order = Order::containing(count).unwrap_or(Order::MAX);
+        self.records.set_all(first..first.offset(count), Owner::Slab { order, cache });
+    }
+
+    /// Where the header of the slab is that starts at `first`.
+    #[inline]
+    #[allow(dead_code, reason = "for caches whose slabs have their headers elsewhere")]
+    pub(crate) fn slab_header(&self, first: Frame) -> (Frame, u32) {
+        self.records.get(first).map_or((first, 0), |record| record.header())
+    }
+
+    /// Frees the run of a slab, which nobody uses any more.
+    pub(crate) fn free_slab(&self, first: Frame, count: u32) {
+        self.records.set_all(first..first.offset(count), Owner::Inner);
+        self.release(first, count);
+    }
+
+    /// Whether this request is to fail, for the sake of a test.
+    fn refuse(&self) -> bool {
+        self.injection.refuse()
+    }
+}

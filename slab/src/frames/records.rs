@@ -1,0 +1,342 @@
+//! Where the frame records are, so that the record of any frame is found with no lock held.
+//!
+//! The records of the largest range at `init` are one table, the *direct* one, in that range's end; those of at most
+//! sixteen frames lie in the allocator itself. All others are in a radix tree over the frame number, whose nodes are page
+//! frames: a leaf has the 256 records of 1 MiB, above it are two levels of 512 pointers, and a root of 64. So a hole of
+//! terabytes costs nothing.
+//!
+//! Invariants:
+//! 1. A pointer in the tree is null or points to a node that was whole before the pointer was stored (release and acquire),
+//!    and that stays where it is until [`dismantle`](Records::dismantle). `direct` alike, before `direct_frames` is stored.
+//! 2. Nodes and tables lie in frames that nobody else uses, and are only ever accessed through shared references.
+//! 3. Only one caller at a time adds nodes; see `Frames::changing`.
+//!
+//! Locks: none.
+
+use core::ops::Range;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicPtr, AtomicU32};
+
+use super::Frame;
+use super::record::{Owner, Record};
+use super::types::length;
+use crate::memory::FRAME_SIZE;
+
+const LEAF_BITS: u32 = 8;
+const NODE_BITS: u32 = 9;
+const LOWER_SHIFT: u32 = LEAF_BITS + NODE_BITS;
+const UPPER_SHIFT: u32 = LOWER_SHIFT + NODE_BITS;
+const ROOT_ENTRIES: usize = 1 << (u32::BITS - UPPER_SHIFT);
+
+/// The records of 1 MiB.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+struct Leaf([Record; 1 << LEAF_BITS]);
+
+/// Pointers to the nodes of the level below. All bytes zero is one without children.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+struct Node<T>([AtomicPtr<T>; 1 << NODE_BITS]);
+
+type Lower = Node<Leaf>;
+type Upper = Node<Lower>;
+
+const _: () = assert!(size_of::<Leaf>() == FRAME_SIZE && size_of::<Lower>() == FRAME_SIZE);
+
+/// All frame records.
+#[derive(Debug)]
+pub(crate) struct Records {
+    /// The first frame of the direct table.
+    direct_first: AtomicU32,
+    /// How many frames it has; 0 before there is one.
+    direct_frames: AtomicU32,
+    /// Null where the records are in `inline`.
+    direct: AtomicPtr<Record>,
+    inline: [Record; Self::INLINE as usize],
+    root: [AtomicPtr<Upper>; ROOT_ENTRIES],
+}
+
+/// The node that `slot` points to.
+fn child<T>(slot: &AtomicPtr<T>) -> Option<&T> {
+    // SAFETY: null or a whole node that stays (invariant 1), never accessed but by shared references (2).
+    unsafe { slot.load(Acquire).as_ref() }
+}
+
+fn in_node(frame: Frame, shift: u32) -> usize {
+    (frame.number() >> shift) as usize % (1 << NODE_BITS)
+}
+
+fn in_leaf(frame: Frame) -> usize {
+    frame.number() as usize % (1 << LEAF_BITS)
+}
+
+impl Records {
+    /// The records of so many frames need no memory.
+    pub(crate) const INLINE: u32 = 16;
+
+    pub(crate) const fn new() -> Self {
+        Self {
+            direct_first: AtomicU32::new(0),
+            direct_frames: AtomicU32::new(0),
+            direct: AtomicPtr::new(core::ptr::null_mut()),
+            inline: [const { Record::inner() }; Self::INLINE as usize],
+            root: [const { AtomicPtr::new(core::ptr::null_mut()) }; ROOT_ENTRIES],
+        }
+    }
+
+    /// Frames that the direct table of so many frames takes.
+    pub(crate) fn direct_size(frames: u32) -> u32 {
+        match frames {
+            0..=Self::INLINE => 0,
+            _ => frames.div_ceil((FRAME_SIZE / size_of::<Record>()) as u32),
+        }
+    }
+
+    /// Whether there is no memory yet.
+    pub(crate) fn are_empty(&self) -> bool {
+        self.direct_frames.load(Acquire) == 0
+    }
+
+    /// The record of `frame`; `None` where nothing near it was ever managed.
+    #[inline]
+    pub(crate) fn get(&self, frame: Frame) -> Option<&Record> {
+        let frames = self.direct_frames.load(Acquire);
+        let index = frame.number().wrapping_sub(self.direct_first.load(Relaxed));
+        if index < frames {
+            return Some(&self.direct_table(frames)[index as usize]);
+        }
+        Some(&self.leaf(frame)?.0[in_leaf(frame)])
+    }
+
+    #[inline]
+    fn direct_table(&self, frames: u32) -> &[Record] {
+        let table = self.direct.load(Relaxed);
+        if table.is_null() {
+            return &self.inline[..frames as usize];
+        }
+        // SAFETY: a table of so many records (invariants 1 and 2).
+        unsafe { core::slice::from_raw_parts(table, frames as usize) }
+    }
+
+    fn leaf(&self, frame: Frame) -> Option<&Leaf> {
+        child(&self.lower(frame)?.0[in_node(frame, LEAF_BITS)])
+    }
+
+    fn lower(&self, frame: Frame) -> Option<&Lower> {
+        child(&self.upper(frame)?.0[in_node(frame, LOWER_SHIFT)])
+    }
+
+    fn upper(&self, frame: Frame) -> Option<&Upper> {
+        child(&self.root[(frame.number() >> UPPER_SHIFT) as usize])
+    }
+
+    /// Who owns `frame`.
+    #[inline]
+    pub(crate) fn owner(&self, frame: Frame) -> Owner {
+        self.get(frame).map_or(Owner::Unmanaged, Record::owner)
+    }
+
+    /// Changes who owns `frame`, which has a record.
+    #[inline]
+    pub(crate) fn set_owner(&self, frame: Frame, owner: Owner) {
+        if let Some(record) = self.get(frame) {
+            record.set_owner(owner);
+        }
+    }
+
+    /// Changes who owns each frame of `range`.
+    pub(crate) fn set_all(&self, range: Range<Frame>, owner: Owner) {
+        self.rows(range).for_each(|(_, row)| row.iter().for_each(|record| record.set_owner(owner)));
+    }
+
+    /// The frames of `range` that are managed.
+    pub(crate) fn managed(&self, range: Range<Frame>) -> impl Iterator<Item = (Frame, Owner)> {
+        let owners = self.rows(range).flat_map(|(first, row)| {
+            // In this order, so that the numbers do not pass their end.
+            row.iter().zip(first.number()..).map(|(record, number)| (Frame::new(number), record.owner()))
+        });
+        owners.filter(|(_, owner)| *owner != Owner::Unmanaged)
+    }
+
+    /// The records of `range`, in rows that lie together, each with its first frame. Where there are none, time goes by the
+    /// megabyte or more, not by the frame.
+    pub(crate) fn rows(&self, mut range: Range<Frame>) -> impl Iterator<Item = (Frame, &[Record])> {
+        core::iter::from_fn(move || {
+            while range.start < range.end {
+                let first = range.start;
+                let (row, frames) = self.row(range.clone());
+                range.start = first.offset(frames);
+                if let Some(row) = row {
+                    return Some((first, row));
+                }
+            }
+            None
+        })
+    }
+
+    /// The records from the start of `range` on that lie in one row, or how many frames have none.
+    fn row(&self, range: Range<Frame>) -> (Option<&[Record]>, u32) {
+        let (start, frames) = (range.start, self.direct_frames.load(Acquire));
+        let first = self.direct_first.load(Relaxed);
+        let index = start.number().wrapping_sub(first);
+        if index < frames {
+            let length = length(&range).min(frames - index);
+            return (Some(&self.direct_table(frames)[index as usize..][..length as usize]), length);
+        }
+        // The direct table's records count, not those in a leaf that it shares a megabyte with.
+        let ahead = if frames > 0 && first > start.number() { first - start.number() } else { u32::MAX };
+        let until = |shift: u32| (1 << shift) - start.number() % (1 << shift);
+        let row = |shift: u32| length(&range).min(ahead).min(until(shift));
+        match (self.upper(start), self.lower(start), self.leaf(start)) {
+            (None, ..) => (None, row(UPPER_SHIFT)),
+            (_, None, _) => (None, row(LOWER_SHIFT)),
+            (.., None) => (None, row(LEAF_BITS)),
+            (.., Some(leaf)) => {
+                let length = row(LEAF_BITS);
+                (Some(&leaf.0[in_leaf(start)..][..length as usize]), length)
+            }
+        }
+    }
+
+    /// Makes the records of `range` the direct table, all of them [`Owner::Inner`].
+    ///
+    /// # Safety
+    ///
+    /// There is none yet. At `table`, aligned to a frame, are as many frames as [`direct_size`](Self::direct_size) says, the
+    /// allocator's own until [`dismantle`](Self::dismantle).
+    pub(crate) unsafe fn set_direct(&self, range: Range<Frame>, table: *mut u8) {
+        let (frames, table) = (length(&range), table.cast::<Record>());
+        if frames > Self::INLINE {
+            // SAFETY: the table has room for a record a frame; all bytes zero is a valid one.
+            unsafe { table.write_bytes(0, frames as usize) };
+            self.direct.store(table, Relaxed);
+        }
+        self.direct_first.store(range.start.number(), Relaxed);
+        self.direct_frames.store(frames, Release);
+    }
+
+    /// Adds to the tree what is missing for `range`, each node from `page`. New records are [`Owner::Unmanaged`]. `None` where
+    /// there is no page for a node; it is then missing still.
+    ///
+    /// # Safety
+    ///
+    /// `page` returns the start of another frame at each call, the allocator's own until [`dismantle`](Self::dismantle). No
+    /// other call is under way.
+    pub(crate) unsafe fn cover(&self, range: Range<Frame>, page: &mut impl FnMut() -> Option<*mut u8>) -> Option<()> {
+        for frame in self.beside_direct(range).flat_map(leaves) {
+            let root = &self.root[(frame.number() >> UPPER_SHIFT) as usize];
+            // SAFETY: `page` returns frames that are ours for good, says the caller.
+            let upper = unsafe { child_or_new(root, || Some(new_node(page()?)))? };
+            // SAFETY: as above.
+            let lower = unsafe { child_or_new(&upper.0[in_node(frame, LOWER_SHIFT)], || Some(new_node(page()?)))? };
+            // SAFETY: as above.
+            unsafe { child_or_new(&lower.0[in_node(frame, LEAF_BITS)], || Some(new_leaf(page()?)))? };
+        }
+        Some(())
+    }
+
+    /// What of `range` has no record in the direct table: up to two ranges.
+    fn beside_direct(&self, range: Range<Frame>) -> impl Iterator<Item = Range<Frame>> + use<> {
+        let first = Frame::new(self.direct_first.load(Relaxed));
+        let end = first.offset(self.direct_frames.load(Acquire));
+        let parts = [range.start..range.end.min(first), range.start.max(end)..range.end];
+        parts.into_iter().filter(|part| !part.is_empty())
+    }
+
+    /// How many nodes [`cover`](Self::cover) will take for `ranges`, which ascend.
+    pub(crate) fn missing(&self, ranges: impl Iterator<Item = Range<Frame>>) -> u32 {
+        let mut nodes = 0;
+        let mut last: Option<Frame> = None;
+        for frame in ranges.flat_map(|range| self.beside_direct(range)).flat_map(leaves) {
+            let new = |shift: u32| last.is_none_or(|last| last.number() >> shift != frame.number() >> shift);
+            nodes += u32::from(new(UPPER_SHIFT) && self.upper(frame).is_none());
+            nodes += u32::from(new(LOWER_SHIFT) && self.lower(frame).is_none());
+            nodes += u32::from(new(LEAF_BITS) && self.leaf(frame).is_none());
+            last = Some(frame);
+        }
+        nodes
+    }
+
+    /// Gives the frames of all nodes and of the direct table back, a node after those below it, and is as new.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else uses any record, now or until `give` has returned for the last time.
+    pub(crate) unsafe fn dismantle(&self, give: &mut dyn FnMut(*mut u8)) {
+        let lower = |node: &Lower, give: &mut dyn FnMut(*mut u8)| {
+            // SAFETY: a leaf has no children; the caller promises the rest.
+            node.0.iter().for_each(|slot| unsafe { take_node(slot, give, |_, _| {}) });
+        };
+        let upper = |node: &Upper, give: &mut dyn FnMut(*mut u8)| {
+            // SAFETY: as the caller promises.
+            node.0.iter().for_each(|slot| unsafe { take_node(slot, give, lower) });
+        };
+        // SAFETY: as the caller promises.
+        self.root.iter().for_each(|slot| unsafe { take_node(slot, give, upper) });
+        let table = self.direct.swap(core::ptr::null_mut(), Relaxed).cast::<u8>();
+        let pages = Self::direct_size(self.direct_frames.swap(0, Relaxed)) as usize;
+        (0..pages).for_each(|page| give(table.wrapping_add(page * FRAME_SIZE)));
+        self.inline.iter().for_each(|record| record.set_owner(Owner::Inner));
+    }
+}
+
+/// The first frame of each leaf that `range` touches.
+fn leaves(range: Range<Frame>) -> impl Iterator<Item = Frame> {
+    let (first, end) = (range.start.number() >> LEAF_BITS, range.end.number().div_ceil(1 << LEAF_BITS));
+    (first..end).map(|leaf| Frame::new(leaf << LEAF_BITS))
+}
+
+/// A node without children in the frame at `page`.
+///
+/// # Safety
+///
+/// The frame is the caller's alone.
+unsafe fn new_node<T>(page: *mut u8) -> *mut Node<T> {
+    // SAFETY: a node is as large as a frame; all bytes zero is a valid one.
+    unsafe { page.write_bytes(0, FRAME_SIZE) };
+    page.cast()
+}
+
+/// A leaf of unmanaged frames in the frame at `page`.
+///
+/// # Safety
+///
+/// The frame is the caller's alone.
+unsafe fn new_leaf(page: *mut u8) -> *mut Leaf {
+    for index in 0..1 << LEAF_BITS {
+        // SAFETY: a leaf's records fill a frame.
+        unsafe { page.cast::<Record>().add(index).write(Record::unmanaged()) };
+    }
+    page.cast()
+}
+
+/// The node that `slot` points to, or else the one that `new` makes.
+///
+/// # Safety
+///
+/// `new` returns a whole node that stays and is accessed through shared references only. No other call for `slot` is
+/// under way.
+unsafe fn child_or_new<T>(slot: &AtomicPtr<T>, new: impl FnOnce() -> Option<*mut T>) -> Option<&T> {
+    if let Some(node) = child(slot) {
+        return Some(node);
+    }
+    slot.store(new()?, Release);
+    child(slot)
+}
+
+/// Takes the node out of `slot`, and gives its frame back after `below` has given back those of its children.
+///
+/// # Safety
+///
+/// Nobody else uses the node.
+unsafe fn take_node<T>(
+    slot: &AtomicPtr<T>,
+    give: &mut dyn FnMut(*mut u8),
+    below: impl Fn(&T, &mut dyn FnMut(*mut u8)),
+) {
+    let node = slot.swap(core::ptr::null_mut(), Acquire);
+    // SAFETY: null or a whole node (invariant 1), which goes back only below.
+    let Some(children) = (unsafe { node.as_ref() }) else { return };
+    below(children, give);
+    give(node.cast());
+}

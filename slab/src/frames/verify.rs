@@ -1,0 +1,85 @@
+//! Checking the page frames as a whole.
+
+#![forbid(unsafe_code)]
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use super::records::Records;
+use super::types::length;
+use super::{Frame, Frames, Owner};
+use crate::platform::Platform;
+use crate::verify::Broken;
+
+/// What the records say there is.
+#[derive(Debug, Default)]
+struct Tally {
+    managed: usize,
+    /// Of the managed frames, those of something that starts at or before them.
+    owned: usize,
+    free: usize,
+    stocked: usize,
+    metadata: usize,
+}
+
+impl Tally {
+    /// Goes over all records: whatever starts at a frame must have just the frames inside it that it says.
+    fn of(records: &Records) -> Result<Self, Broken> {
+        let mut tally = Self::default();
+        let mut outer = Frame::default()..Frame::default();
+        for (frame, owner) in records.managed(Frame::default()..Frame::new(Frame::LIMIT)) {
+            tally.managed += 1;
+            if outer.contains(&frame) {
+                if owner != Owner::Inner {
+                    return Err(Broken::Overlap { frame: outer.start, inner: frame });
+                }
+                continue;
+            }
+            outer = frame..frame.offset(tally.add(owner).ok_or(Broken::Lost { frame })?);
+            tally.owned += length(&outer) as usize;
+        }
+        Ok(tally)
+    }
+
+    /// Counts what starts at a frame; says how many frames it has, `None` where nothing starts there.
+    fn add(&mut self, owner: Owner) -> Option<u32> {
+        match owner {
+            Owner::Unmanaged | Owner::Inner => return None,
+            Owner::Records => self.metadata += 1,
+            Owner::Stock => self.stocked += 1,
+            Owner::Free(order) => {
+                self.free += order.frames() as usize;
+                return Some(order.frames());
+            }
+            Owner::Pages(count) => return Some(count),
+            Owner::Slab { .. } => {}
+        }
+        Some(1)
+    }
+}
+
+impl<P: Platform> Frames<P> {
+    /// Checks every invariant of the page frames: the lists of free blocks, that buddies have merged, the stocks, that each
+    /// managed frame belongs to just one thing, and that all counts are true.
+    ///
+    /// It takes time in proportion to all managed memory, with interrupts off: for tests, and for kernels in trouble. Frames
+    /// that another CPU is just about to allocate or to free may be called broken.
+    ///
+    /// # Errors
+    ///
+    /// The first invariant that does not hold.
+    pub fn verify(&self) -> Result<(), Broken> {
+        let zones = self.zones.lock();
+        zones.verify(&self.records)?;
+        let stocked = self.stocks.verify(&self.records)?;
+        let found = Tally::of(&self.records)?;
+        let counts = [
+            (zones.total_frames(), found.managed),
+            (found.managed, found.owned),
+            (zones.free_frames(), found.free),
+            (stocked, found.stocked),
+            (self.metadata.load(Relaxed), found.metadata),
+        ];
+        let wrong = counts.into_iter().find(|(expected, found)| expected != found);
+        wrong.map_or(Ok(()), |(expected, found)| Err(Broken::FrameCount { expected, found }))
+    }
+}
