@@ -224,6 +224,9 @@ impl<P: Platform> Heap<P> {
                 self.frames().try_shrink_run(frame, old, count)?;
                 Ok(true)
             }
+            (Found::Frames { frame, count: old }, Block::Frames { count, .. }) => {
+                self.frames().try_grow_run(frame, old, count)
+            }
             _ => Ok(false),
         }
     }

@@ -14,7 +14,7 @@ use crate::platform::Platform;
 use crate::stats::CacheStats;
 
 impl<P: Platform> Heap<P> {
-    /// Bytes of memory that the heap has to give, in use or not. The records of the page frames do not count.
+    /// Bytes of memory that the heap manages, in use or not.
     pub fn size(&self) -> usize {
         self.frames().total_bytes()
     }

@@ -18,7 +18,7 @@ fn vectors_and_boxes_live_in_the_heap_and_give_everything_back() {
 
 fn collect<P: Platform>(heap: &super::super::Heap<P>) {
     let before = heap.settled();
-    let count = if cfg!(miri) { 1200 } else { 20_000 };
+    let count = if cfg!(miri) { 300 } else { 20_000 };
     let mut numbers = Vec::new_in(heap);
     let mut boxes = Vec::new_in(heap);
     for number in 0..count {
@@ -43,9 +43,10 @@ fn collect<P: Platform>(heap: &super::super::Heap<P>) {
 fn two_heaps_stand_side_by_side() {
     let machines = [Machine::new(START, 64), Machine::new(4 * START, 64)];
     let heaps = machines.each_ref().map(Machine::heap);
+    let before = heaps[1].used();
     let [mut first, mut second] = heaps.each_ref().map(Vec::new_in);
     first.extend(0..2000_u64);
-    assert!(heaps[0].used() >= 16_000 && heaps[1].used() == 0);
+    assert!(heaps[0].used() >= 16_000 && heaps[1].used() == before);
     second.extend(first.iter().copied());
     assert!(heaps[1].used() >= 16_000);
     assert_eq!(first, second);
@@ -101,9 +102,9 @@ fn zeroed_blocks_are_zero_to_their_end() {
 fn row_32_an_empty_layout_gets_no_block() {
     let machine = Machine::new(START, 64);
     let heap = &machine.heap();
-    let (empty, wanted) = (layout(0, 64), layout(10, 64));
+    let (empty, wanted, before) = (layout(0, 64), layout(10, 64), heap.used());
     let none = Allocator::allocate(&heap, empty).unwrap();
-    assert_eq!((none.len(), none.addr().get() % 64, heap.used()), (0, 0, 0));
+    assert_eq!((none.len(), none.addr().get() % 64, heap.used()), (0, 0, before));
     assert_eq!(Allocator::allocate_zeroed(&heap, empty).unwrap().len(), 0);
     // SAFETY: an empty layout may become another, and back; nothing is freed twice.
     unsafe {
@@ -114,7 +115,7 @@ fn row_32_an_empty_layout_gets_no_block() {
         heap.deallocate(none.cast(), empty);
     }
     heap.settled();
-    assert_eq!(heap.used(), 0);
+    assert_eq!(heap.used(), before);
 }
 
 #[test]
