@@ -2,7 +2,6 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 use std::boxed::Box;
 use std::sync::Mutex;
-use std::vec;
 use std::vec::Vec;
 
 use crate::memory::{FRAME_SIZE, Region};
@@ -264,7 +263,7 @@ fn beside_a_long_lived_scatter_half_the_free_memory_can_be_had_in_one_block_agai
     let mut random = 1_u64;
     let mut blocks: Vec<_> = core::iter::from_fn(|| {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let size = 8 << (random >> 40) % 9;
+        let size = 8 << ((random >> 40) % 9);
         Some((heap.allocate(layout(size))?, size))
     })
     .take(4000)
@@ -290,7 +289,7 @@ fn a_heap_made_at_run_time_may_move_before_it_has_borrowers() {
     let machine = Machine::new(START, 64);
     let heap = range_heap(&machine, 0, 20 * FRAME_SIZE);
     let block = heap.allocate(layout(64)).unwrap();
-    let moved = vec![heap];
+    let moved = [heap];
     free(&moved[0], block, 64);
     assert_eq!(moved[0].verify(), Ok(()));
 }
