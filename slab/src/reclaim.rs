@@ -141,7 +141,8 @@ impl<'a, P: Platform> Relief<'a, P> {
     /// `None` where the steps are being taken already, which this allocation may be part of.
     pub(crate) fn begin(caches: &'a Caches<P>, wanted: usize) -> Option<Self> {
         let at_work = caches.reclaim.at_work.swap(true, Ordering::Acquire);
-        (!at_work).then_some(Self { caches, wanted, next: Step::Reap })
+        // Not `then_some`: dropping one says that the steps are over.
+        (!at_work).then(|| Self { caches, wanted, next: Step::Reap })
     }
 
     /// Takes the next step; `false` where there is none.

@@ -280,6 +280,13 @@ impl<P: Platform> Magazines<P> {
         })
     }
 
+    /// Runs `work` with the depot's lock held; it can ask how often others have met it.
+    #[cfg(test)]
+    pub(super) fn with_depot_locked(&self, work: impl FnOnce(&dyn Fn() -> u32)) {
+        let _depot = self.depot.lock();
+        work(&|| self.contention.load(Relaxed));
+    }
+
     /// Gives the layer below what this CPU and the depot have, and frees the magazines.
     pub(crate) fn drain(&self, shared: &Caches<P>, flush: impl Fn(&[*mut u8])) {
         let mine = {

@@ -299,7 +299,7 @@ impl<'a, P: Platform> Cache<'a, P> {
     }
 
     #[inline]
-    fn existing(&self) -> Option<&Core<P>> {
+    pub(super) fn existing(&self) -> Option<&Core<P>> {
         // SAFETY: null, or what `create` has made, which stays until `self` is dropped.
         unsafe { self.core.load(Ordering::Acquire).as_ref() }
     }

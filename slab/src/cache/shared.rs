@@ -23,6 +23,11 @@ use crate::verify::Broken;
 const METADATA: usize = 5;
 const SMALLEST_METADATA: usize = 64;
 
+/// Bytes of the block that so many bytes of metadata take, up to 1024.
+pub(super) const fn metadata_block(bytes: usize) -> usize {
+    if bytes < SMALLEST_METADATA { SMALLEST_METADATA } else { bytes.next_power_of_two() }
+}
+
 /// How many caches there are for the size classes of a heap.
 pub(crate) const CLASSES: usize = 64;
 

@@ -414,6 +414,13 @@ impl<P: Platform> Slabs<P> {
         }
     }
 
+    /// Lets a test change the bits of the lists and the number of empty slabs.
+    #[cfg(test)]
+    pub(super) fn corrupt(&self, change: impl FnOnce(&mut u16, &mut usize)) {
+        let state = &mut *self.state.lock();
+        change(&mut state.filled, &mut state.numbers.empty);
+    }
+
     /// Checks the invariants of all slabs.
     pub(crate) fn verify(&self, frames: &Frames<P>) -> Result<(), Broken> {
         let state = self.state.lock();

@@ -1,0 +1,107 @@
+use std::format;
+use std::string::String;
+
+use super::*;
+use crate::SIZES;
+use crate::cache::geometry::{Geometry, IN_SLAB};
+use crate::memory::FRAME_SIZE;
+
+/// Bytes of a slab, and of its header elsewhere, that are no object's.
+fn lost(geometry: &Geometry) -> usize {
+    let elsewhere = if geometry.off_slab { geometry.header_bytes().next_power_of_two().max(64) } else { 0 };
+    geometry.bytes() - geometry.slots * geometry.stride + elsewhere
+}
+
+fn check(size: usize, align: usize) {
+    let geometry = Geometry::new(layout(size, align)).unwrap_or_else(|| panic!("no slab for {size}, {align}"));
+    assert!(lost(&geometry) * 8 <= geometry.bytes(), "{size}: {geometry:?}");
+    assert!(geometry.stride >= size && geometry.stride < size + align.max(8), "{geometry:?}");
+    assert_eq!(geometry.stride % align, 0);
+    assert!(geometry.slots > 0);
+    assert_eq!(geometry.off_slab, geometry.stride > IN_SLAB);
+    // The last colour still leaves room for all objects and the header.
+    let header = if geometry.off_slab { 0 } else { geometry.header_bytes() };
+    let colour = (geometry.colours as usize - 1) * geometry.align;
+    assert!(colour + geometry.slots * geometry.stride + header <= geometry.bytes(), "{geometry:?}");
+    // The last object is found, and what is beside it is not.
+    let last = (geometry.slots - 1) * geometry.stride;
+    assert_eq!(geometry.slot_at(last), Some(geometry.slots - 1));
+    assert_eq!((geometry.slot_at(last + 1), geometry.slot_at(last.wrapping_sub(1))), (None, None), "{geometry:?}");
+    assert_eq!(geometry.slot_at(last + geometry.stride), None);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "no unsafe code, and takes long there")]
+fn every_size_from_8_bytes_to_128_kib_loses_at_most_an_eighth_of_a_slab() {
+    (8..=128 << 10).step_by(8).for_each(|size| check(size, 8));
+    (1..=128 << 10).step_by(97).for_each(|size| check(size, 1));
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "no unsafe code, and takes long there")]
+fn every_alignment_from_8_bytes_to_2_mib_is_kept() {
+    for align in (3..=21).map(|log| 1 << log) {
+        for size in [1, 8, 24, 100, 512, 4096, 5000, 1 << 20] {
+            check(size, align);
+            let geometry = Geometry::new(layout(size, align)).unwrap();
+            assert!(geometry.order.bytes() >= align, "{geometry:?}");
+        }
+    }
+}
+
+#[test]
+fn a_slot_is_found_at_its_start_and_nowhere_else() {
+    let sizes: &[usize] = if cfg!(miri) { &[8, 4096] } else { &[8, 24, 72, 104, 512, 640, 2048, 4096, 5000, 131_072] };
+    for &size in sizes {
+        let geometry = Geometry::new(layout(size, 8)).unwrap();
+        for offset in (0..geometry.bytes()).step_by(if cfg!(miri) { 509 } else { 1 }) {
+            let slot = (offset % geometry.stride == 0).then_some(offset / geometry.stride);
+            assert_eq!(geometry.slot_at(offset), slot.filter(|&slot| slot < geometry.slots), "{offset}: {geometry:?}");
+        }
+        assert_eq!(geometry.slot_at(usize::MAX), None);
+    }
+}
+
+#[test]
+fn what_no_slab_can_hold_has_no_geometry() {
+    assert_eq!(Geometry::new(layout(0, 8)), None);
+    assert_eq!(Geometry::new(layout((4 << 20) + 1, 8)), None);
+    assert_eq!(Geometry::new(layout(8, 4 << 20)), None);
+    assert!(Geometry::new(layout(4 << 20, 2 << 20)).is_some());
+}
+
+fn row(size: usize) -> String {
+    let natural = 1 << size.trailing_zeros().min(12);
+    let geometry = Geometry::new(layout(size, natural)).unwrap();
+    let lost = lost(&geometry);
+    let percent = lost as f64 * 100.0 / geometry.bytes() as f64;
+    let kib = geometry.bytes() / 1024;
+    format!("//! | {size} | {kib} | {} | {lost} | {percent:.1} | {} |", geometry.slots, geometry.colours)
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "no unsafe code, and takes long there")]
+fn the_table_of_the_size_classes_is_true() {
+    let source = include_str!("../geometry.rs");
+    let missing: Vec<_> = SIZES.iter().map(|&size| row(size)).filter(|row| !source.contains(row.as_str())).collect();
+    assert!(missing.is_empty(), "not in the table:\n{}", missing.join("\n"));
+}
+
+#[test]
+fn successive_slabs_start_at_successive_colours_and_wrap() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap();
+    let cache = Cache::new(heap.caches(), "coloured", layout(600, 8));
+    let geometry = Geometry::new(layout(600, 8)).unwrap();
+    assert!(geometry.colours > 2, "{geometry:?}");
+    let slabs = if cfg!(miri) { 3 } else { geometry.colours as usize + 2 };
+    let objects = allocate(&cache, slabs * geometry.slots);
+    let first_of_slab = objects.chunks(geometry.slots).map(|slab| slab.iter().min().unwrap());
+    for (index, first) in first_of_slab.enumerate() {
+        let colour = index % geometry.colours as usize;
+        assert_eq!(first.as_ptr().addr() % FRAME_SIZE, colour * 8, "slab {index}");
+    }
+    assert_eq!(cache.stats().unwrap().colours, geometry.colours);
+    objects.into_iter().for_each(|object| free(&cache, object));
+    assert_eq!(cache.stats().unwrap().slabs, 1);
+}

@@ -1,0 +1,336 @@
+use std::sync::mpsc::sync_channel;
+
+use super::*;
+
+/// Objects of 256 bytes have magazines of 14 rounds at first.
+const SIZE: usize = 256;
+const ROUNDS: usize = 14;
+
+type Threaded<'a> = Cache<'a, Threads>;
+
+fn cache(heap: &Heap<Threads>) -> Threaded<'_> {
+    Cache::new(heap.caches(), "magazines", layout(SIZE, 8))
+}
+
+/// Full and empty magazines of the depot.
+fn depot(cache: &Threaded<'_>) -> (usize, usize) {
+    let stats = cache.stats().unwrap();
+    (stats.full_magazines, stats.empty_magazines)
+}
+
+fn in_magazines(cache: &Threaded<'_>) -> usize {
+    cache.stats().unwrap().in_magazines
+}
+
+/// Allocates so many objects, and frees them all.
+fn cycle(cache: &Threaded<'_>, objects: usize) {
+    allocate(cache, objects).into_iter().for_each(|object| free(cache, object));
+}
+
+#[test]
+fn what_is_freed_is_allocated_next_without_its_slab() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = cache(&heap);
+    let objects = allocate(&cache, 3);
+    objects.iter().for_each(|&object| free(&cache, object));
+    let stats = cache.stats().unwrap();
+    assert_eq!((stats.in_use, stats.in_magazines, stats.magazine_rounds), (0, 3, ROUNDS));
+    for &object in objects.iter().rev() {
+        assert_eq!(cache.allocate(), Ok(object), "last in, first out");
+    }
+    assert_eq!((stats.allocations, stats.frees), (3, 3));
+    heap.verify().unwrap();
+    objects.into_iter().for_each(|object| free(&cache, object));
+    cache.destroy().unwrap();
+}
+
+#[test]
+fn row_109_going_back_and_forth_at_the_end_of_a_magazine_leaves_the_depot_alone() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = cache(&heap);
+    // One magazine full, the other about to be begun.
+    cycle(&cache, ROUNDS);
+    let mut objects = allocate(&cache, 3 * ROUNDS);
+    objects.drain(..2 * ROUNDS).for_each(|object| free(&cache, object));
+    let before = (depot(&cache), cache.stats().unwrap().slabs_created);
+    for burst in [1, 2, 3, ROUNDS, 1] {
+        for _ in 0..3 {
+            let back = allocate(&cache, burst);
+            assert_eq!((depot(&cache), cache.stats().unwrap().slabs_created), before);
+            back.into_iter().for_each(|object| free(&cache, object));
+            assert_eq!((depot(&cache), cache.stats().unwrap().slabs_created), before);
+        }
+    }
+    objects.into_iter().for_each(|object| free(&cache, object));
+    heap.verify().unwrap();
+}
+
+#[test]
+fn full_magazines_go_to_the_depot_and_on_to_another_cpu() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = cache(&heap);
+    cycle(&cache, 4 * ROUNDS);
+    assert_eq!(depot(&cache), (2, 0));
+    assert_eq!(in_magazines(&cache), 4 * ROUNDS);
+    let slabs = cache.stats().unwrap().slabs_created;
+    on_cpu(1, || {
+        let objects = allocate(&cache, 2 * ROUNDS);
+        assert_eq!(depot(&cache), (0, 0));
+        objects.into_iter().for_each(|object| free(&cache, object));
+    });
+    assert_eq!(cache.stats().unwrap().slabs_created, slabs);
+    // CPU 1 has what it freed; CPU 0 cannot have it, and draws on its own and on the slabs.
+    assert_eq!(in_magazines(&cache), 4 * ROUNDS);
+    heap.verify().unwrap();
+}
+
+#[test]
+fn a_depot_holds_only_so_many_full_magazines() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = cache(&heap);
+    cycle(&cache, 12 * ROUNDS);
+    // The share of 2 MiB is less than four magazines, which is the least.
+    assert_eq!(depot(&cache).0, 4);
+    assert!(in_magazines(&cache) <= 6 * ROUNDS, "{}", in_magazines(&cache));
+    heap.verify().unwrap();
+}
+
+#[test]
+fn magazines_that_an_interval_did_not_need_go_back() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = cache(&heap);
+    heap.maintain(20_000);
+    cycle(&cache, 6 * ROUNDS);
+    heap.maintain(40_000);
+    assert_eq!(depot(&cache), (4, 0), "they came in this interval");
+    // Two of the four are wanted.
+    cycle(&cache, 4 * ROUNDS);
+    assert_eq!(depot(&cache), (4, 0));
+    heap.maintain(60_000);
+    assert_eq!(depot(&cache), (2, 0));
+    assert_eq!(cache.stats().unwrap().magazines_reaped, 2);
+    heap.maintain(80_000);
+    assert_eq!(depot(&cache), (0, 0));
+    heap.verify().unwrap();
+}
+
+#[test]
+fn magazines_grow_when_cpus_meet_at_the_depot_and_the_small_ones_go() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = &cache(&heap);
+    heap.maintain(20_000);
+    cycle(cache, 1);
+    for met in 1..=4 {
+        std::thread::scope(|scope| {
+            cache.existing().unwrap().magazines.with_depot_locked(|contention| {
+                scope.spawn(|| {
+                    be_cpu(1);
+                    // It has no magazine, and neither has the depot.
+                    cache.allocate().unwrap();
+                });
+                while contention() < met {
+                    std::thread::yield_now();
+                }
+            });
+        });
+    }
+    cycle(cache, 4 * ROUNDS);
+    assert_eq!(cache.stats().unwrap().depot_contention, 4);
+    assert_eq!(cache.stats().unwrap().magazine_rounds, ROUNDS);
+    heap.maintain(40_000);
+    assert_eq!(cache.stats().unwrap().magazine_rounds, 2 * ROUNDS + 2);
+    assert_eq!(cache.stats().unwrap().depot_contention, 4);
+    // The next exchange lets the small ones go; then one magazine holds what two did.
+    cycle(cache, 4 * ROUNDS);
+    cycle(cache, 4 * ROUNDS);
+    assert!(depot(cache).0 <= 1, "{:?}", depot(cache));
+    heap.verify().unwrap();
+}
+
+#[test]
+fn other_cpus_give_up_their_magazines_when_memory_was_called_for() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = cache(&heap);
+    on_cpu(1, || cycle(&cache, 10));
+    on_cpu(2, || cycle(&cache, 2 * ROUNDS));
+    heap.shrink();
+    assert_eq!(in_magazines(&cache), 10 + 2 * ROUNDS, "what others have in hand only they can give");
+    on_cpu(1, || heap.maintain(0));
+    assert_eq!(in_magazines(&cache), 2 * ROUNDS);
+    let object = cache.allocate().unwrap();
+    on_cpu(2, || free(&cache, object));
+    assert_eq!(in_magazines(&cache), 1, "at an exchange");
+    heap.verify().unwrap();
+}
+
+#[test]
+fn row_97_a_cpu_that_leaves_gives_its_magazines_back() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let before = settled(&heap);
+    let cache = cache(&heap);
+    on_cpu(1, || {
+        cycle(&cache, ROUNDS + 3);
+        let block = heap.allocate(layout(SIZE, 8)).unwrap();
+        // SAFETY: just allocated.
+        unsafe { heap.free(block, layout(SIZE, 8)) };
+    });
+    assert_eq!(in_magazines(&cache), ROUNDS + 3);
+    // SAFETY: its thread is gone.
+    unsafe { heap.retire_cpu(1) };
+    // SAFETY: there is no such CPU.
+    unsafe { heap.retire_cpu(7) };
+    assert_eq!(in_magazines(&cache), 0);
+    on_cpu(1, || cycle(&cache, 5));
+    assert_eq!(in_magazines(&cache), 5, "it may come back");
+    cache.destroy().unwrap();
+    assert_eq!(settled(&heap), before);
+}
+
+#[test]
+fn row_78_destroy_drains_the_magazines_of_all_cpus() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let before = settled(&heap);
+    let cache = cache(&heap);
+    for number in 0..4 {
+        on_cpu(number, || cycle(&cache, number * ROUNDS + 5));
+    }
+    cache.destroy().unwrap();
+    assert_eq!(settled(&heap), before);
+}
+
+#[test]
+fn row_98_a_cpu_above_the_maximum_works_through_the_slabs() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = cache(&heap);
+    for number in [4, 5, usize::MAX] {
+        on_cpu(number, || cycle(&cache, 2 * ROUNDS));
+        assert_eq!(in_magazines(&cache), 0);
+        assert_eq!(cache.stats().unwrap().in_use, 0);
+    }
+    // What it frees, and what is freed to it, is like any other.
+    cycle(&cache, 3);
+    let object = on_cpu(4, || cache.allocate().unwrap());
+    free(&cache, object);
+    assert_eq!(in_magazines(&cache), 4);
+    heap.verify().unwrap();
+}
+
+#[test]
+fn row_99_before_a_cpu_has_a_number_the_slabs_serve() {
+    let machine = Machine::new(START, LARGE);
+    let heap = Heap::<Threads>::new();
+    let cache = cache(&heap);
+    be_cpu(usize::MAX);
+    assert_eq!(cache.allocate(), Err(AllocError::NoMemory), "before there is memory");
+    // SAFETY: the memory is the machine's.
+    unsafe { heap.init([machine.region()], machine.base()) }.unwrap();
+    let objects = allocate(&cache, 5);
+    free(&cache, objects[0]);
+    assert_eq!(in_magazines(&cache), 0);
+    be_cpu(0);
+    objects[1..].iter().for_each(|&object| free(&cache, object));
+    assert_eq!(in_magazines(&cache), 4);
+    heap.verify().unwrap();
+    cache.destroy().unwrap();
+}
+
+#[test]
+fn row_65_without_memory_for_magazines_objects_go_to_their_slabs() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let before = settled(&heap);
+    let cache = cache(&heap);
+    let objects = allocate(&cache, 3 * ROUNDS);
+    // The places of the CPUs take 256 bytes, a magazine 128.
+    let drought = Drought::of(&heap);
+    let blocks = [256, 128].map(|bytes| {
+        let blocks: Vec<_> = core::iter::from_fn(|| heap.caches().allocate_metadata(bytes)).collect();
+        (bytes, blocks)
+    });
+    let release = |(bytes, blocks): &(usize, Vec<NonNull<u8>>)| {
+        for block in blocks {
+            // SAFETY: allocated above with that size, and freed once.
+            unsafe { heap.caches().free_metadata(block.as_ptr(), *bytes) };
+        }
+    };
+    objects[..5].iter().for_each(|&object| free(&cache, object));
+    assert_eq!(in_magazines(&cache), 0, "no places");
+    release(&blocks[0]);
+    objects[5..10].iter().for_each(|&object| free(&cache, object));
+    assert_eq!(in_magazines(&cache), 0, "no magazine");
+    heap.verify().unwrap();
+    release(&blocks[1]);
+    drop(drought);
+    objects[10..].iter().for_each(|&object| free(&cache, object));
+    assert_eq!(in_magazines(&cache), 3 * ROUNDS - 10);
+    cache.destroy().unwrap();
+    assert_eq!(settled(&heap), before);
+}
+
+#[test]
+fn row_94_what_one_cpu_allocates_and_another_frees_stays_bounded() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = &cache(&heap);
+    let objects = if cfg!(miri) { 300 } else { 50_000 };
+    let (sender, receiver) = sync_channel::<Sent>(ROUNDS);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            be_cpu(1);
+            (0..objects).for_each(|_| sender.send(Sent(cache.allocate().unwrap())).unwrap());
+        });
+        scope.spawn(move || {
+            be_cpu(2);
+            receiver.into_iter().for_each(|sent| free(cache, sent.0));
+        });
+    });
+    let stats = cache.stats().unwrap();
+    assert_eq!((stats.in_use, stats.allocations, stats.frees), (0, objects as u64, objects as u64));
+    // On their way, in the magazines of two CPUs and of the depot.
+    let most = 2 * ROUNDS + (4 + 4) * ROUNDS;
+    assert!(stats.in_magazines <= most, "{stats:?}");
+    assert!(stats.slabs <= (most + ROUNDS) / stats.objects_per_slab + 2, "{stats:?}");
+    heap.verify().unwrap();
+}
+
+/// An object on its way to another thread.
+struct Sent(NonNull<u8>);
+
+// SAFETY: only a pointer; whoever receives it has the object alone.
+unsafe impl Send for Sent {}
+
+#[test]
+fn the_layer_is_off_without_cpus_in_small_heaps_for_large_objects_and_on_request() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap();
+    let off = Cache::new(heap.caches(), "no CPUs", layout(SIZE, 8));
+    free(&off, off.allocate().unwrap());
+    let stats = off.stats().unwrap();
+    assert_eq!((stats.in_magazines, stats.magazine_rounds), (0, 0));
+
+    let small = Machine::new(START, 128);
+    let small = small.heap_on::<Threads>();
+    let small = cache(&small);
+    cycle(&small, 5);
+    assert_eq!(in_magazines(&small), 0);
+
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let large = Cache::new(heap.caches(), "large", layout(40_000, 8));
+    let asked = cache(&heap).without_magazines();
+    for cache in [&large, &asked] {
+        cycle(cache, 2);
+        let stats = cache.stats().unwrap();
+        assert_eq!((stats.in_magazines, stats.magazine_rounds), (0, 0), "{}", stats.name);
+    }
+}

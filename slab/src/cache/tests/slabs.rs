@@ -1,0 +1,250 @@
+use core::sync::atomic::Ordering::Relaxed;
+use std::format;
+
+use super::*;
+use crate::Broken;
+use crate::cache::slab::{FREE, OF_ALL};
+use crate::cache::slabs::Slabs;
+use crate::memory::FRAME_SIZE;
+use crate::platform::NoInterrupts;
+use crate::testing::Heap;
+
+/// Objects of 1000 bytes: 4 a slab of one page, header off-slab.
+const SIZE: usize = 1000;
+const SLOTS: usize = 4;
+
+fn cache(heap: &Heap) -> Cache<'_, NoInterrupts> {
+    Cache::new(heap.caches(), "slabs", layout(SIZE, 8))
+}
+
+fn slabs<'a>(cache: &'a Cache<'_, NoInterrupts>) -> &'a Slabs<NoInterrupts> {
+    &cache.existing().unwrap().slabs
+}
+
+fn numbers(cache: &Cache<'_, NoInterrupts>) -> (usize, usize) {
+    let stats = cache.stats().unwrap();
+    (stats.slabs, stats.empty_slabs)
+}
+
+#[test]
+fn objects_come_from_the_fullest_slab_so_that_emptying_slabs_empty() {
+    let machine = Machine::new(START, 64);
+    let heap = machine.heap();
+    let cache = cache(&heap);
+    let mut objects = allocate(&cache, 3 * SLOTS);
+    assert_eq!(numbers(&cache), (3, 0));
+    // The slabs have 1, 2 and 3 objects then.
+    let mut second = objects.split_off(SLOTS);
+    let mut third = second.split_off(SLOTS);
+    objects.drain(..3).for_each(|object| free(&cache, object));
+    second.drain(..2).for_each(|object| free(&cache, object));
+    third.drain(..1).for_each(|object| free(&cache, object));
+    let page = |object: &NonNull<u8>| object.as_ptr().addr() / FRAME_SIZE;
+    let next = allocate(&cache, 3);
+    assert_eq!(page(&next[0]), page(&third[0]), "the slab with three");
+    assert_eq!([page(&next[1]), page(&next[2])], [page(&second[0]); 2], "then the one with two");
+    // The emptiest slab was left alone, and empties.
+    objects.into_iter().for_each(|object| free(&cache, object));
+    assert_eq!(numbers(&cache), (3, 1));
+    heap.verify().unwrap();
+    second.into_iter().chain(third).chain(next).for_each(|object| free(&cache, object));
+}
+
+#[test]
+fn one_empty_slab_stays_and_the_second_goes_back() {
+    let machine = Machine::new(START, 64);
+    let heap = machine.heap();
+    let cache = cache(&heap);
+    let objects = allocate(&cache, 2 * SLOTS);
+    let free_frames = || heap.frames().free_bytes() / FRAME_SIZE;
+    let before = free_frames();
+    objects[..SLOTS].iter().for_each(|&object| free(&cache, object));
+    assert_eq!((numbers(&cache), free_frames()), ((2, 1), before));
+    objects[SLOTS..].iter().for_each(|&object| free(&cache, object));
+    assert_eq!((numbers(&cache), free_frames()), ((1, 1), before + 1));
+    assert_eq!(cache.stats().unwrap().slabs_created, 2);
+    assert_eq!(cache.stats().unwrap().slabs_released, 1);
+    assert_eq!(cache.shrink(), 1);
+    assert_eq!(numbers(&cache), (0, 0));
+}
+
+#[test]
+fn the_working_set_of_an_interval_stays_in_the_next() {
+    let machine = Machine::new(START, 64);
+    let heap = machine.heap();
+    let cache = cache(&heap);
+    let swing = || {
+        let objects = allocate(&cache, 4 * SLOTS);
+        objects.into_iter().for_each(|object| free(&cache, object));
+    };
+    let created = || cache.stats().unwrap().slabs_created;
+    heap.maintain(20_000);
+    swing();
+    assert_eq!(numbers(&cache), (1, 1));
+    heap.maintain(40_000);
+    swing();
+    assert_eq!(numbers(&cache), (4, 4), "as many as the last interval went up and down by");
+    let before = created();
+    swing();
+    assert_eq!(created(), before, "no slab comes or goes");
+    heap.maintain(60_000);
+    heap.maintain(80_000);
+    assert_eq!(numbers(&cache), (1, 1), "an interval without use");
+}
+
+#[test]
+fn what_a_slab_holds_of_raw_objects_and_memory_comes_back() {
+    let machine = Machine::new(START, 256);
+    let heap = machine.heap();
+    let before = settled(&heap);
+    for (size, align) in [(8, 8), (512, 8), (513, 8), (1000, 1), (1024, 1024), (5000, 64), (20_000, 4096), (8, 65536)] {
+        let cache = Cache::new(heap.caches(), "any", layout(size, align));
+        let objects = allocate(&cache, 5);
+        let stats = cache.stats().unwrap();
+        assert_eq!(stats.off_slab, stats.object_size > 512);
+        for (object, fill) in objects.iter().zip(1..) {
+            assert!(object.as_ptr().addr().is_multiple_of(align));
+            // SAFETY: an object of `size` bytes, ours.
+            unsafe { object.write_bytes(fill, size) };
+        }
+        for (object, fill) in objects.iter().zip(1..) {
+            // SAFETY: written above.
+            let (first, last) = unsafe { (object.read(), object.add(size - 1).read()) };
+            assert_eq!((first, last), (fill, fill));
+        }
+        heap.verify().unwrap();
+        objects.into_iter().for_each(|object| free(&cache, object));
+        cache.destroy().unwrap();
+        assert_eq!(settled(&heap), before, "{size}, {align}");
+    }
+}
+
+#[test]
+fn row_64_no_memory_for_an_off_slab_header_gives_the_slab_back() {
+    let machine = Machine::new(START, 64);
+    let heap = machine.heap();
+    let cache = cache(&heap);
+    free(&cache, cache.allocate().unwrap());
+    cache.shrink();
+    let mut drought = Drought::of(&heap);
+    // What is left of the metadata goes too.
+    let blocks: Vec<_> = core::iter::from_fn(|| heap.caches().allocate_metadata(64)).collect();
+    drought.give(1);
+    assert_eq!(cache.allocate(), Err(AllocError::NoMemory));
+    assert_eq!(heap.frames().free_bytes(), FRAME_SIZE, "the slab is back");
+    heap.verify().unwrap();
+    for block in blocks {
+        // SAFETY: allocated above with that size.
+        unsafe { heap.caches().free_metadata(block.as_ptr(), 64) };
+    }
+    drop(drought);
+    free(&cache, cache.allocate().unwrap());
+}
+
+#[test]
+fn a_walk_visits_every_allocated_object_once_and_may_free() {
+    let machine = Machine::new(START, 64);
+    let heap = machine.heap();
+    let cache = cache(&heap);
+    let mut objects = allocate(&cache, 3 * SLOTS);
+    for index in [10, 7, 2] {
+        free(&cache, objects.remove(index));
+    }
+    let mut seen = Vec::new();
+    cache.for_each_object(|object| seen.push(object));
+    seen.sort();
+    objects.sort();
+    assert_eq!(seen, objects);
+    cache.for_each_object(|object| free(&cache, object));
+    assert_eq!(cache.stats().unwrap().in_use, 0);
+    heap.verify().unwrap();
+    assert_eq!(numbers(&cache), (3, 3), "no slab goes during the walk");
+    assert_eq!(cache.shrink(), 3);
+}
+
+#[test]
+fn objects_are_taken_from_slabs_that_are_there_with_one_hold_of_the_lock() {
+    let machine = Machine::new(START, 64);
+    let heap = machine.heap();
+    let cache = cache(&heap).with_limit(6);
+    let mut objects = [core::ptr::null_mut(); 8];
+    free(&cache, cache.allocate().unwrap());
+    assert_eq!(slabs(&cache).take_bulk(heap.caches(), &mut objects[..3]), 3);
+    assert_eq!(slabs(&cache).take_bulk(heap.caches(), &mut objects[3..]), 1, "it does not grow");
+    slabs(&cache).put(heap.caches(), &objects[..4], true);
+    let more = allocate(&cache, 5);
+    assert_eq!(slabs(&cache).take_bulk(heap.caches(), &mut objects), 1, "nor pass the limit");
+    slabs(&cache).put(heap.caches(), &objects[..1], true);
+    more.into_iter().for_each(|object| free(&cache, object));
+    heap.verify().unwrap();
+}
+
+#[test]
+fn an_object_that_is_no_free_round_is_reported_when_it_reaches_its_slab() {
+    let machine = Machine::new(START, 64);
+    let heap = machine.heap();
+    let cache = cache(&heap);
+    let (object, other) = (cache.allocate().unwrap(), cache.allocate().unwrap());
+    cache.take_back(other).unwrap();
+    let objects = [object.as_ptr(), other.as_ptr()];
+    let report = report_of(|| slabs(&cache).put(heap.caches(), &objects, true));
+    assert_eq!(report, format!("kslab: bad free of {object:p}: not a free object, but in a magazine"));
+    assert_eq!(slabs(&cache).numbers().taken, 1, "the other one is back");
+    heap.verify().unwrap();
+}
+
+#[test]
+fn verify_names_each_kind_of_corruption() {
+    let machine = Machine::new(START, 64);
+    let heap = machine.heap();
+    let cache = cache(&heap);
+    let objects = allocate(&cache, 2 * SLOTS + 1);
+    let slabs = slabs(&cache);
+    let frames = heap.frames();
+    let says = || match heap.verify() {
+        Err(Broken::Cache { id, what }) => {
+            assert_eq!(id, slabs.id);
+            what
+        }
+        other => panic!("{other:?}"),
+    };
+    let (slab, slot) = slabs.find(frames, objects[0].as_ptr()).unwrap();
+
+    let state = slab.states()[slot].swap(FREE, Relaxed);
+    assert_eq!(says(), "the used count or the summary of a slab is not that of its slots");
+    slab.states()[slot].store(state, Relaxed);
+    heap.verify().unwrap();
+
+    let band = slab.band();
+    slab.set_band(3);
+    assert_eq!(says(), "a slab is in the list of another fullness");
+    slab.set_band(band);
+
+    let (next, previous) = (slab.next(OF_ALL), slab.previous(OF_ALL));
+    let first = frames.frame_of(objects[0].as_ptr()).unwrap();
+    slab.set_previous(OF_ALL, if previous == Some(first) { None } else { Some(first) });
+    assert_eq!(says(), "a slab does not link back to the one before it");
+    slab.set_previous(OF_ALL, previous);
+
+    let (last, _) = slabs.find(frames, objects[2 * SLOTS].as_ptr()).unwrap();
+    let after_last = last.next(OF_ALL);
+    last.set_next(OF_ALL, None);
+    assert_eq!(says(), "the number of slabs or of objects is not that of the lists");
+    last.set_next(OF_ALL, after_last);
+    assert_eq!(slab.next(OF_ALL), next);
+
+    slabs.corrupt(|filled, _| *filled ^= 1 << 1);
+    assert_eq!(says(), "the bit of a list does not say whether it has a slab");
+    slabs.corrupt(|filled, _| *filled ^= 1 << 1);
+
+    slabs.corrupt(|_, empty| *empty += 1);
+    assert_eq!(says(), "the number of empty slabs is wrong");
+    slabs.corrupt(|_, empty| *empty -= 1);
+
+    let header = frames.slab_header(first);
+    frames.make_slab(first, 1, slabs.id + 1, header);
+    assert_eq!(says(), "a frame of a slab does not name its cache");
+    frames.make_slab(first, 1, slabs.id, header);
+    heap.verify().unwrap();
+    objects.into_iter().for_each(|object| free(&cache, object));
+}
