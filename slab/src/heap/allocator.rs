@@ -20,9 +20,10 @@ use crate::platform::Platform;
 /// use kslab::{Heap, platform::NoInterrupts};
 ///
 /// # let mut memory = vec![0_u64; 64 * 512];
-/// # let start = (memory.as_ptr().addr() as u64).next_multiple_of(4096);
-/// # let base = memory.as_mut_ptr().cast::<u8>().map_addr(|_| 0);
-/// # let region = Region::usable(start, 60 * 4096);
+/// # let start = memory.as_mut_ptr().cast::<u8>();
+/// # let start = start.wrapping_add(start.align_offset(4096));
+/// # let base = start.wrapping_sub(1 << 20);
+/// # let region = Region::usable(1 << 20, 60 * 4096);
 /// let heap: Heap<NoInterrupts> = Heap::new();
 /// # // SAFETY: the buffer is nobody else's, and outlives the heap.
 /// # unsafe { heap.init([region], base) }.unwrap();

@@ -173,6 +173,23 @@ fn row_41_a_large_block_shrinks_in_place_and_gives_its_tail_back() {
 }
 
 #[test]
+fn row_41_a_large_block_grows_in_place_where_the_frames_behind_it_are_free() {
+    on_both(FRAMES, |heap| {
+        let block = heap.allocate(layout(60 * 4096, 8)).unwrap();
+        fill(block, 60 * 4096, 9);
+        assert_eq!(heap.reallocate(block, layout(60 * 4096, 8), 4 * 4096), Some(block));
+        assert_eq!(heap.reallocate(block, layout(4 * 4096, 8), 30 * 4096), Some(block));
+        assert!(holds(block, 4 * 4096, 9));
+        let behind = layout(9000, 8);
+        let blocks: Vec<_> = core::iter::from_fn(|| heap.allocate(behind)).collect();
+        assert_eq!(heap.reallocate(block, layout(30 * 4096, 8), 60 * 4096), None, "neither here nor elsewhere");
+        assert!(holds(block, 4 * 4096, 9));
+        blocks.into_iter().for_each(|block| heap.free(block, behind));
+        heap.free(block, layout(30 * 4096, 8));
+    });
+}
+
+#[test]
 fn row_42_a_realloc_that_fails_leaves_the_block_alone() {
     on_both(16, |heap| {
         for size in [200, 8192, 9000] {
