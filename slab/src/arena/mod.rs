@@ -1,24 +1,24 @@
 //! Arenas: ranges of integers, such as virtual addresses, process ids or ports.
 //!
-//! An [`Arena`] has *spans* of integers and hands out *segments* of them: the vmem of J. Bonwick and J. Adams, *Magazines and
-//! Vmem* (USENIX 2001), section 4. What the integers mean is the user's business; an arena never accesses what they may
-//! point to. It keeps a boundary tag for each segment (Knuth, *The Art of Computer Programming*, vol. 1, 2.5) in page
-//! frames of its own, so that a freed segment finds its neighbours and merges with them at once.
+//! An [`Arena`] has *spans* of integers and hands out *segments* of them: the vmem of J. Bonwick and J. Adams,
+//! *Magazines and Vmem* (USENIX 2001), section 4. What the integers mean is the user's business; an arena never
+//! accesses what they may point to. It keeps a boundary tag for each segment (Knuth, *The Art of Computer Programming*,
+//! vol. 1, 2.5) in page frames of its own, so that a freed segment finds its neighbours and merges with them at once.
 //!
 //! | call | time |
 //! |---|---|
-//! | [`alloc`](Arena::alloc), also with an alignment | constant; a full search only before it fails |
+//! | [`alloc`](Arena::alloc), also with an alignment | constant; a search of what may be too small only where nothing surely fits |
 //! | [`free`](Arena::free) | constant on average (a hash table that grows a bucket at a time) |
 //! | [`alloc_with`](Arena::alloc_with) bounds, best fit, next fit | grows with the segments that it passes over |
 //! | [`add`](Arena::add), an import | grows with the spans that start behind the new one |
 //!
-//! An arena with a [`Source`], which may be another arena, imports a span when nothing fits, and gives it back when it is wholly
-//! free.
+//! An arena with a [`Source`], which may be another arena, imports a span when nothing fits, and gives it back when it
+//! is wholly free.
 //!
 //! # Virtual addresses
 //!
-//! Stacks of 28 KiB, each with a page below that is never mapped. The alignment makes the rest of the address tell a fault in the
-//! guard page:
+//! Stacks of 28 KiB, each with a page below that is never mapped. The alignment makes the rest of the address tell a
+//! fault in the guard page:
 //!
 //! ```
 //! use kslab::arena::{Arena, ArenaError, Constraints};
@@ -96,18 +96,18 @@
 //!
 //! # Bounds
 //!
-//! A span may reach up to 2^64 - 1 inclusive; all spans of an arena together have at most 2^64 - 1 integers. There are at most 2.5
-//! million spans and segments. A segment is freed as a whole, with the size it was allocated with.
+//! A span may reach up to 2^64 - 1 inclusive; all spans of an arena together have at most 2^64 - 1 integers. There are
+//! at most 2.5 million spans and segments. A segment is freed as a whole, with the size it was allocated with.
 //!
 //! # Locks
 //!
-//! One an arena. It is never held while a source, the page frames, a visitor or a formatter is called; pages for tags are
-//! got before it is taken. So it has no place in the lock order: no other lock is taken inside it.
+//! One an arena. It is never held while a source, the page frames, a visitor or a formatter is called; pages for tags
+//! are got before it is taken. So it has no place in the lock order: no other lock is taken inside it.
 //!
 //! # Where what is
 //!
-//! `tags`: the memory of the boundary tags, the only `unsafe`; `chain`, `lists`, `index`: lists of them; `segments`: spans, splits
-//! and merges; `fit`, `search`: which segment; `source`: imports; `walk`, `stats`, `verify`: questions.
+//! `tags`: the memory of the boundary tags, the only `unsafe`; `chain`, `lists`, `index`: lists of them; `segments`:
+//! spans, splits and merges; `fit`, `search`: which segment; `source`: imports; `walk`, `stats`, `verify`: questions.
 
 #![deny(unsafe_code)]
 
@@ -149,8 +149,8 @@ use walk::Cursor;
 
 /// Ranges of integers to allocate from. See [the module](self).
 ///
-/// It can be a `static`, and is empty until a span is [added](Self::add) or imported. Dropping it gives the memory of its
-/// tags back, but what a source has lent only as far as it was free: allocated segments may still be in use.
+/// It can be a `static`, and is empty until a span is [added](Self::add) or imported. Dropping it gives the memory of
+/// its tags back, but what a source has lent only as far as it was free: allocated segments may still be in use.
 ///
 /// ```
 /// use kslab::arena::Arena;
@@ -171,8 +171,8 @@ pub struct Arena<'a, P: Platform> {
 }
 
 impl<'a, P: Platform> Arena<'a, P> {
-    /// An arena without spans. All that it hands out are multiples of `quantum`, a power of two: with another one every request
-    /// is refused. Its boundary tags will lie in `frames`.
+    /// An arena without spans. All that it hands out are multiples of `quantum`, a power of two: with another one every
+    /// request is refused. Its boundary tags will lie in `frames`.
     pub const fn new(frames: &'a Frames<P>, name: &'static str, quantum: u64) -> Self {
         Self { name, quantum, pages: Pages::new(frames), import: None, state: IrqLock::new(State::new()) }
     }
@@ -280,7 +280,8 @@ impl<'a, P: Platform> Arena<'a, P> {
         result.map_err(|error| if error == ArenaError::NoMemory { error } else { bad })
     }
 
-    /// Frees the `size` integers from `start` on, which were allocated as one segment. `size` is rounded up as for the allocation.
+    /// Frees the `size` integers from `start` on, which were allocated as one segment. `size` is rounded up as for the
+    /// allocation.
     ///
     /// # Errors
     ///
@@ -316,15 +317,15 @@ impl<'a, P: Platform> Arena<'a, P> {
         counts.total - counts.in_use
     }
 
-    /// Counts, as of one moment.
+    /// Counts, as of one moment. The time grows with the number of free segments about as large as the largest.
     pub fn stats(&self) -> ArenaStats {
         ArenaStats::of(self.name, self.quantum, &self.state.lock())
     }
 
     /// Calls `visit` with every span and its segments, in ascending order: a span first, then its segments.
     ///
-    /// `visit` may use the arena. What stays as it is for as long as the walk takes is visited just once; of what comes, goes or
-    /// merges meanwhile, some may be missed.
+    /// `visit` may use the arena. What stays as it is for as long as the walk takes is visited just once; of what
+    /// comes, goes or merges meanwhile, some may be missed.
     pub fn walk(&self, mut visit: impl FnMut(Segment)) {
         let mut cursor = Cursor::START;
         loop {
@@ -336,7 +337,8 @@ impl<'a, P: Platform> Arena<'a, P> {
         }
     }
 
-    /// A line for each span and each segment. Printing them allocates nothing, and no lock is held while the text is written.
+    /// A line for each span and each segment. Printing them allocates nothing, and no lock is held while the text is
+    /// written.
     pub fn map(&self) -> impl fmt::Display {
         Map(self)
     }

@@ -1,17 +1,17 @@
 //! Boundary tags: a record for each span and each segment of an arena, in page frames.
 //!
-//! The only module of the arenas with `unsafe` in it, and the only one that takes page frames. A tag is named by a number,
-//! a [`TagId`], and reached through a table of pages; so the modules above have no pointers. The first pages are in the
-//! table itself, later ones in pages that are directories.
+//! The only module of the arenas with `unsafe` in it, and the only one that takes page frames. A tag is named by a
+//! number, a [`TagId`], and reached through a table of pages; so the modules above have no pointers. The first pages
+//! are in the table itself, later ones in pages that are directories.
 //!
-//! Lock: [`Tags`] belongs to its arena's lock. [`Pages`] takes the lock of the page frames, and is never called while an
-//! arena's lock is held.
+//! Lock: [`Tags`] belongs to its arena's lock. [`Pages`] takes the lock of the page frames, and is never called while
+//! an arena's lock is held.
 //!
 //! Invariants:
-//! 1. A [`Page`] is one whole page frame, mapped, and whoever has the `Page` is the only one to use it. It was all zeros when
-//!    it was got, which is a [`Leaf`] of unused tags as well as an empty [`Directory`].
-//! 2. The table has the first `leaves` leaves, and the directories that these need, perhaps with one more. Each pointer to
-//!    them was a `Page`, which the table now has; all other pointers are null.
+//! 1. A [`Page`] is one whole page frame, mapped, and whoever has the `Page` is the only one to use it. It was all zeros
+//!    when it was got, which is a [`Leaf`] of unused tags as well as an empty [`Directory`].
+//! 2. The table has the first `leaves` leaves, and the directories that these need, perhaps with one more. Each pointer
+//!    to them was a `Page`, which the table now has; all other pointers are null.
 
 use core::num::NonZeroU32;
 use core::ops::Index;
@@ -258,8 +258,8 @@ impl Tags {
         self.count() - self.touched
     }
 
-    /// Makes `page` part of the table: a page of tags, or the directory that the next page of tags needs. A full table gives
-    /// it back.
+    /// Makes `page` part of the table: a page of tags, or the directory that the next page of tags needs. A full table
+    /// gives it back.
     pub(super) fn grow(&mut self, page: Page) -> Result<(), Page> {
         if let Some(leaf) = self.slot(self.leaves) {
             leaf.store(page.0.as_ptr().cast(), Ordering::Relaxed);
@@ -308,8 +308,8 @@ impl Index<TagId> for Tags {
     fn index(&self, tag: TagId) -> &Tag {
         let index = tag.index() as usize;
         let leaf = self.slot(index / TAGS_PER_PAGE).map_or(ptr::null_mut(), |leaf| leaf.load(Ordering::Relaxed));
-        // SAFETY: by invariants 1 and 2 it is null or a page of tags that lives as long as it is in the table, which only
-        // `shrink` changes, and it borrows the table mutably.
+        // SAFETY: by invariants 1 and 2 it is null or a page of tags that lives as long as it is in the table, which
+        // only `shrink` changes, and it borrows the table mutably.
         let leaf = unsafe { leaf.as_ref() }.expect("a tag of this arena");
         &leaf[index % TAGS_PER_PAGE]
     }
