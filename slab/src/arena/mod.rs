@@ -7,7 +7,7 @@
 //!
 //! | call | time |
 //! |---|---|
-//! | [`alloc`](Arena::alloc), also with an alignment | constant; a search of what may be too small only where nothing surely fits |
+//! | [`alloc`](Arena::alloc), also with an alignment | constant where something surely fits; else as best fit |
 //! | [`free`](Arena::free) | constant on average (a hash table that grows a bucket at a time) |
 //! | [`alloc_with`](Arena::alloc_with) bounds, best fit, next fit | grows with the segments that it passes over |
 //! | [`add`](Arena::add), an import | grows with the spans that start behind the new one |
