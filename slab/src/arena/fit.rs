@@ -12,8 +12,8 @@ pub enum Fit {
     Instant,
     /// The smallest that fits. The time grows with the number of free segments of about the size.
     Best,
-    /// The first behind the last allocation of this kind, round and round: what was freed is used again as late as possible,
-    /// as process ids want it. The time grows with the number of segments that are passed over.
+    /// The first behind the last allocation of this kind, round and round: what was freed is used again as late as
+    /// possible, as process ids want it. The time grows with the number of segments that are passed over.
     Next,
 }
 
@@ -27,8 +27,8 @@ pub enum Fit {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Constraints {
-    /// The start is a multiple of this power of two, plus [`phase`](Self::phase). Less than the quantum is as good as the
-    /// quantum.
+    /// The start is a multiple of this power of two, plus [`phase`](Self::phase). Less than the quantum is as good as
+    /// the quantum.
     pub align: u64,
     /// Less than the alignment, and a multiple of the quantum.
     pub phase: u64,
@@ -97,7 +97,8 @@ impl Request {
         let mut start = self.align_up(first.max(self.min).max(floor))?;
         let mut end = start.checked_add(self.size - 1)?;
         if self.nocross != 0 && start / self.nocross != end / self.nocross {
-            // It is no larger than the distance of two boundaries: the one that it crosses is the last one before its end.
+            // It is no larger than the distance of two boundaries: the one that it crosses is the last one before its
+            // end.
             start = self.align_up(end & !(self.nocross - 1))?;
             end = start.checked_add(self.size - 1)?;
         }

@@ -1,8 +1,8 @@
 //! The index: allocated segments by where they start.
 //!
-//! A hash table that grows one bucket at a time (W. Litwin, *Linear Hashing*, VLDB 1980). It needs no memory of its own: the
-//! heads of its buckets are fields of the arena's tags, one each, so there can always be as many buckets as segments.
-//! A segment that enters splits at most [`SPLITS`] buckets: no operation has a whole table to move.
+//! A hash table that grows one bucket at a time (W. Litwin, *Linear Hashing*, VLDB 1980). It needs no memory of its
+//! own: the heads of its buckets are fields of the arena's tags, one each, so there can always be as many buckets as
+//! segments. A segment that enters splits at most [`SPLITS`] buckets: no operation has a whole table to move.
 //!
 //! Lock: the arena's.
 //!
@@ -89,7 +89,8 @@ impl Index {
     }
 }
 
-/// Multiplicative hashing (Knuth, *The Art of Computer Programming*, vol. 3, 6.4): the high bits depend on all of `start`.
+/// Multiplicative hashing (Knuth, *The Art of Computer Programming*, vol. 3, 6.4): the high bits depend on all of
+/// `start`.
 fn hash(start: u64) -> u32 {
     (start.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
 }

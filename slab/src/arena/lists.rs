@@ -1,7 +1,8 @@
 //! The free segments, in a list for each power of two.
 //!
-//! List k has the free segments of 2^k to 2^(k+1) - 1 integers; a bitmap says which lists are not empty. Any segment of a
-//! list above the request's own is large enough, so a segment that surely fits is found in constant time: *instant fit*.
+//! List k has the free segments of 2^k to 2^(k+1) - 1 integers; a bitmap says which lists are not empty. Any segment of
+//! a list above the request's own is large enough, so a segment that surely fits is found in constant time: *instant
+//! fit*.
 //!
 //! Lock: the arena's.
 //!

@@ -1,8 +1,8 @@
 //! Spans and their segments: what an arena has, and what of it is free.
 //!
-//! One list goes through all tags in the order of addresses: each span's tag, then those of its segments. Span tags stand
-//! like walls between the segments of two spans, so that segments of different spans never merge. Spans are a chain
-//! of their own besides.
+//! One list goes through all tags in the order of addresses: each span's tag, then those of its segments. Span tags
+//! stand like walls between the segments of two spans, so that segments of different spans never merge. Spans are a
+//! chain of their own besides.
 //!
 //! Nothing here calls anything outside the arena. Lock: the arena's, around all of it.
 //!
@@ -137,7 +137,8 @@ impl State {
         span
     }
 
-    /// Puts a span between two neighbours into the chain of the spans, and behind the segments of the first into the list.
+    /// Puts a span between two neighbours into the chain of the spans, and behind the segments of the first into the
+    /// list.
     fn link_span(&mut self, before: Option<TagId>, span: TagId, after: Option<TagId>) {
         let left = after.map_or(self.tail, |after| self.tags[after].previous.get());
         self.join(left, Some(span));
@@ -200,8 +201,8 @@ impl State {
         self.spans().any(|span| (self.tags[span].start.get()..=self.tags[span].last()).contains(&x))
     }
 
-    /// Makes `size` integers from `start` on a segment of their own, which lies in the free segment `segment`, and allocated.
-    /// What is left before and behind stays free.
+    /// Makes `size` integers from `start` on a segment of their own, which lies in the free segment `segment`, and
+    /// allocated. What is left before and behind stays free.
     fn carve(&mut self, segment: TagId, start: u64, size: u64) -> Result<TagId, ArenaError> {
         let before = start - self.tags[segment].start.get();
         let behind = self.tags[segment].size.get() - before - size;
@@ -232,8 +233,8 @@ impl State {
         Ok(rest)
     }
 
-    /// Frees an allocated segment. Returns the imported span, start and size, that is wholly free by that, and has been taken out:
-    /// it must go back to the source.
+    /// Frees an allocated segment. Returns the imported span, start and size, that is wholly free by that, and has been
+    /// taken out: it must go back to the source.
     pub(super) fn release(&mut self, start: u64, size: u64) -> Result<Option<(u64, u64)>, ArenaError> {
         let segment = self.allocated_segment(start, size).inspect_err(|_| {
             self.counts.refused = self.counts.refused.wrapping_add(1);

@@ -9,11 +9,12 @@ use crate::platform::Platform;
 
 /// Lends an arena spans when it has nothing left that fits, and takes them back when they are wholly free.
 ///
-/// Another [`Arena`] is a source, and so is whatever can hand out ranges of integers. Both functions are called with no lock
-/// of the borrowing arena held, on whatever CPU wants the integers, in an interrupt handler too if that allocates from the arena.
+/// Another [`Arena`] is a source, and so is whatever can hand out ranges of integers; but not, over however many
+/// others, the arena itself. Both functions are called with no lock of the borrowing arena held, on whatever CPU wants
+/// the integers, in an interrupt handler too if that allocates from the arena.
 pub trait Source: Sync {
-    /// Lends `size` integers in a row, of which the first is a multiple of `align`, a power of two. They are the borrower's
-    /// until it gives them back, and nothing that it has already.
+    /// Lends `size` integers in a row, of which the first is a multiple of `align`, a power of two. They are the
+    /// borrower's until it gives them back, and nothing that it has already.
     ///
     /// # Errors
     ///

@@ -47,8 +47,10 @@ pub struct ArenaStats {
 
 impl ArenaStats {
     /// The line above the rows.
-    pub const HEADER: &'static str = "arena             quantum                total               in use         largest free  \
-                                      segments  allocations  failures  imports";
+    pub const HEADER: &'static str = concat!(
+        "arena             quantum                total               in use         largest free  ",
+        "segments  allocations  failures  imports"
+    );
 
     /// Integers that are free.
     pub const fn free(&self) -> u64 {

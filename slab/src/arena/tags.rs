@@ -1,17 +1,17 @@
 //! Boundary tags: a record for each span and each segment of an arena, in page frames.
 //!
-//! The only module of the arenas with `unsafe` in it, and the only one that takes page frames. A tag is named by a number,
-//! a [`TagId`], and reached through a table of pages; so the modules above have no pointers. The first pages are in the
-//! table itself, later ones in pages that are directories.
+//! The only module of the arenas with `unsafe` in it, and the only one that takes page frames. A tag is named by a
+//! number, a [`TagId`], and reached through a table of pages; so the modules above have no pointers. The first pages
+//! are in the table itself, later ones in pages that are directories.
 //!
-//! Lock: [`Tags`] belongs to its arena's lock. [`Pages`] takes the lock of the page frames, and is never called while an
-//! arena's lock is held.
+//! Lock: [`Tags`] belongs to its arena's lock. [`Pages`] takes the lock of the page frames, and is never called while
+//! an arena's lock is held.
 //!
 //! Invariants:
-//! 1. A [`Page`] is one whole page frame, mapped, and whoever has the `Page` is the only one to use it. It was all zeros when
-//!    it was got, which is a [`Leaf`] of unused tags as well as an empty [`Directory`].
-//! 2. The table has the first `leaves` leaves, and the directories that these need, perhaps with one more. Each pointer to
-//!    them was a `Page`, which the table now has; all other pointers are null.
+//! 1. A [`Page`] is one whole page frame, mapped, and whoever has the `Page` is the only one to use it. It was all
+//!    zeros when it was got, which is a leaf of unused tags as well as an empty directory.
+//! 2. The table has the first `leaves` leaves, and the directories that these need, perhaps with one more. Each pointer
+//!    to them was a `Page`, which the table now has; all other pointers are null.
 
 use core::num::NonZeroU32;
 use core::ops::Index;
@@ -30,7 +30,7 @@ const DIRECT: usize = 16;
 const DIRECTORIES: usize = 48;
 
 /// Leaves that a directory has room for.
-const FANOUT: usize = FRAME_SIZE / size_of::<AtomicPtr<Leaf>>();
+const FANOUT: usize = FRAME_SIZE / size_of::<Leaf>();
 
 /// Tags in a page.
 pub(super) const TAGS_PER_PAGE: usize = FRAME_SIZE / size_of::<Tag>();
@@ -84,7 +84,7 @@ pub(super) struct Tag {
     kind: AtomicU32,
 }
 
-const _: () = assert!(size_of::<Tag>() == 40);
+const _: () = assert!(size_of::<Tag>() == 40 && align_of::<Tag>() == 8);
 
 impl Tag {
     pub(super) fn kind(&self) -> Kind {
@@ -139,13 +139,8 @@ impl Link {
     }
 }
 
-/// A page of tags.
-type Leaf = [Tag; TAGS_PER_PAGE];
-
-/// A page of pointers to leaves.
-type Directory = [AtomicPtr<Leaf>; FANOUT];
-
-const _: () = assert!(size_of::<Leaf>() <= FRAME_SIZE && size_of::<Directory>() == FRAME_SIZE);
+/// Where the table has a leaf: a page of [`TAGS_PER_PAGE`] tags. A directory is a page of [`FANOUT`] of these.
+type Leaf = AtomicPtr<Tag>;
 
 /// A page for tags: see invariant 1.
 #[derive(Debug)]
@@ -186,8 +181,8 @@ impl<'a, P: Platform> Pages<'a, P> {
 /// All tags of an arena: those in use, and spare ones.
 #[derive(Debug)]
 pub(super) struct Tags {
-    direct: [AtomicPtr<Leaf>; DIRECT],
-    directories: [AtomicPtr<Directory>; DIRECTORIES],
+    direct: [Leaf; DIRECT],
+    directories: [AtomicPtr<Leaf>; DIRECTORIES],
     leaves: usize,
     /// Tags that have ever been in use: those with an index below this.
     touched: u32,
@@ -265,8 +260,8 @@ impl Tags {
         self.count() - self.touched
     }
 
-    /// Makes `page` part of the table: a page of tags, or the directory that the next page of tags needs. A full table gives
-    /// it back.
+    /// Makes `page` part of the table: a page of tags, or the directory that the next page of tags needs. A full table
+    /// gives it back.
     pub(super) fn grow(&mut self, page: Page) -> Result<(), Page> {
         if let Some(leaf) = self.slot(self.leaves) {
             leaf.store(page.0.as_ptr().cast(), Ordering::Relaxed);
@@ -294,17 +289,17 @@ impl Tags {
         NonNull::new(leaf.cast()).map(Page)
     }
 
-    /// Where the table has the pointer to the `leaf`th leaf; `None` where its directory is missing.
-    fn slot(&self, leaf: usize) -> Option<&AtomicPtr<Leaf>> {
+    /// Where the table has the `leaf`th leaf; `None` where its directory is missing.
+    fn slot(&self, leaf: usize) -> Option<&Leaf> {
         let Some(far) = leaf.checked_sub(DIRECT) else { return self.direct.get(leaf) };
-        let directory = self.directory_of(leaf)?.load(Ordering::Relaxed);
-        // SAFETY: by invariants 1 and 2 it is null or a page of such pointers that lives as long as it is in the table,
-        // which only `shrink` changes, and it borrows the table mutably.
-        unsafe { directory.as_ref() }?.get(far % FANOUT)
+        let directory = NonNull::new(self.directory_of(leaf)?.load(Ordering::Relaxed))?;
+        // SAFETY: by invariants 1 and 2 it is a page of so many leaves that lives as long as it is in the table, which
+        // only `shrink` changes, and that borrows the table mutably.
+        Some(unsafe { directory.add(far % FANOUT).as_ref() })
     }
 
-    /// Where the table has the pointer to the directory of the `leaf`th leaf; `None` where it has, or needs, none.
-    fn directory_of(&self, leaf: usize) -> Option<&AtomicPtr<Directory>> {
+    /// Where the table has the directory of the `leaf`th leaf; `None` where it needs none, or there is no room.
+    fn directory_of(&self, leaf: usize) -> Option<&AtomicPtr<Leaf>> {
         self.directories.get(leaf.checked_sub(DIRECT)? / FANOUT)
     }
 }
@@ -314,10 +309,10 @@ impl Index<TagId> for Tags {
 
     fn index(&self, tag: TagId) -> &Tag {
         let index = tag.index() as usize;
-        let leaf = self.slot(index / TAGS_PER_PAGE).map_or(ptr::null_mut(), |leaf| leaf.load(Ordering::Relaxed));
-        // SAFETY: by invariants 1 and 2 it is null or a page of tags that lives as long as it is in the table, which only
-        // `shrink` changes, and it borrows the table mutably.
-        let leaf = unsafe { leaf.as_ref() }.expect("a tag of this arena");
-        &leaf[index % TAGS_PER_PAGE]
+        let leaf = self.slot(index / TAGS_PER_PAGE).and_then(|leaf| NonNull::new(leaf.load(Ordering::Relaxed)));
+        let leaf = leaf.expect("a tag of this arena");
+        // SAFETY: by invariants 1 and 2 it is a page of so many tags that lives as long as it is in the table, which
+        // only `shrink` changes, and that borrows the table mutably. All of the tag's fields are atomic.
+        unsafe { leaf.add(index % TAGS_PER_PAGE).as_ref() }
     }
 }

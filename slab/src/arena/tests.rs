@@ -322,10 +322,32 @@ fn the_tables_print() {
         assert_eq!(ArenaStats::HEADER.len(), row.len());
         let columns: Vec<_> = row.split_whitespace().collect();
         assert_eq!(columns, ["test", "4096", "12288", "4096", "8192", "1", "1", "0", "0"]);
-        let map = "0x0000000000100000..=0x0000000000102fff span\n  0x0000000000100000..=0x0000000000100fff allocated\n  \
-                   0x0000000000101000..=0x0000000000102fff free\n";
+        let map = concat!(
+            "0x0000000000100000..=0x0000000000102fff span\n",
+            "  0x0000000000100000..=0x0000000000100fff allocated\n",
+            "  0x0000000000101000..=0x0000000000102fff free\n"
+        );
         assert_eq!(arena.map().to_string(), map);
         assert_eq!(format!("{arena:?}"), r#"Arena { name: "test", quantum: 4096, .. }"#);
+    });
+}
+
+#[test]
+fn row_103_counts_of_what_has_happened_wrap_around() {
+    with_arena(1, |arena| {
+        arena.add(0, 10).unwrap();
+        {
+            let counts = &mut arena.state.lock().counts;
+            (counts.allocations, counts.frees, counts.failures) = (u64::MAX, u64::MAX, u64::MAX);
+            (counts.refused, counts.searched) = (u64::MAX, u64::MAX);
+        }
+        let start = arena.alloc(5).unwrap();
+        arena.free(start, 5).unwrap();
+        arena.free(start, 5).unwrap_err();
+        arena.alloc(11).unwrap_err();
+        let stats = arena.stats();
+        assert_eq!((stats.allocations, stats.frees, stats.failures, stats.refused), (0, 0, 0, 0));
+        assert_eq!(stats.searched, 1, "each request has looked at the one free segment");
     });
 }
 

@@ -43,8 +43,8 @@ pub enum ArenaBroken {
         /// Where the span starts.
         start: u64,
     },
-    /// The list of free segments of 2^`list` integers and more has wrong links, a segment that does not belong there, or
-    /// a wrong bit in the bitmap.
+    /// The list of free segments of 2^`list` integers and more has wrong links, a segment that does not belong there,
+    /// or a wrong bit in the bitmap.
     FreeList {
         /// Which list.
         list: usize,

@@ -3,8 +3,8 @@
 use super::*;
 use crate::arena::tags::TagId;
 
-/// An arena of a span from 16 to 111 with an allocated segment of 32, a free one of 16, an allocated one of 32, and a free
-/// one; and an empty span from 1024 on.
+/// An arena of a span from 16 to 111 with an allocated segment of 32, a free one of 16, an allocated one of 32, and a
+/// free one; and an empty span from 1024 on.
 fn damaged(damage: impl FnOnce(&mut State)) -> Result<(), ArenaBroken> {
     let mut result = Ok(());
     with_caches(|caches| {
