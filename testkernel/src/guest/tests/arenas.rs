@@ -8,7 +8,7 @@ use kernel::timer;
 use kslab::arena::{ArenaError, Constraints, Fit, SegmentKind};
 use kslab::platform::X86_64;
 
-use super::support::{frames, give_back, take_all, unchanged};
+use super::support::{give_back, take_all, unchanged};
 use crate::guest::runner::test;
 
 type Arena<'a> = kslab::arena::Arena<'a, X86_64>;
@@ -18,7 +18,7 @@ const PAGE: u64 = 4096;
 const ADDRESSES: u64 = 0xffff_c000_0000_0000;
 
 fn addresses() -> Arena<'static> {
-    let arena = Arena::new(frames(), "addresses", PAGE);
+    let arena = Arena::new(HEAP.caches(), "addresses", PAGE);
     arena.add(ADDRESSES, 1 << 30).expect("memory for tags");
     arena
 }
@@ -67,7 +67,7 @@ fn stacks_with_a_guard_page_are_aligned() {
 test!(process_ids_are_used_again_as_late_as_possible);
 fn process_ids_are_used_again_as_late_as_possible() {
     unchanged(|| {
-        let ids = Arena::new(frames(), "process ids", 1);
+        let ids = Arena::new(HEAP.caches(), "process ids", 1);
         ids.add(1, 300).expect("memory for tags");
         let next = Constraints { fit: Fit::Next, ..Constraints::NONE };
         for id in 1..=300 {
@@ -82,7 +82,7 @@ fn process_ids_are_used_again_as_late_as_possible() {
 test!(ports_are_had_by_number_and_by_range);
 fn ports_are_had_by_number_and_by_range() {
     unchanged(|| {
-        let ports = Arena::new(frames(), "ports", 1);
+        let ports = Arena::new(HEAP.caches(), "ports", 1);
         ports.add(1, 65535).expect("memory for tags");
         let only = |port| Constraints { min: port, max: port, ..Constraints::NONE };
         assert_eq!(ports.alloc_with(1, &only(80)), Ok(80));
@@ -101,7 +101,7 @@ test!(an_arena_borrows_from_another_and_gives_back_what_is_wholly_free);
 fn an_arena_borrows_from_another_and_gives_back_what_is_wholly_free() {
     unchanged(|| {
         let parent = addresses();
-        let child = Arena::with_source(frames(), "buffers", PAGE, &parent, 1 << 20);
+        let child = Arena::with_source(HEAP.caches(), "buffers", PAGE, &parent, 1 << 20);
         let buffers: Vec<u64> = (0..1000).map(|_| child.alloc(PAGE).expect("space")).collect();
         assert_eq!((parent.size_in_use(), child.size_total()), (4 << 20, 4 << 20), "1000 pages, by the MiB");
         assert_eq!(child.stats().imports, 4);
@@ -185,10 +185,28 @@ fn a_storm_in_an_arena_leaves_every_invariant() {
     });
 }
 
+test!(small_segments_come_from_quantum_caches_until_they_are_reaped);
+fn small_segments_come_from_quantum_caches_until_they_are_reaped() {
+    unchanged(|| {
+        let arena = Arena::new(HEAP.caches(), "cached", PAGE).with_quantum_caches(4);
+        arena.add(ADDRESSES, 1 << 20).expect("memory for tags");
+        let mut live: Vec<u64> = (0..50).map(|_| arena.alloc(2 * PAGE).expect("space")).collect();
+        let last = live[49];
+        live.drain(..).for_each(|start| arena.free(start, 2 * PAGE).expect("allocated"));
+        assert_eq!(arena.alloc(2 * PAGE), Ok(last), "what was freed last");
+        arena.free(last, 2 * PAGE).expect("allocated");
+        // What the magazines keep is there for a request that would fail.
+        let all = arena.alloc(1 << 20).expect("all of it");
+        arena.free(all, 1 << 20).expect("allocated");
+        arena.reap();
+        assert_eq!((arena.size_in_use(), arena.stats().refused, arena.verify()), (0, 0, Ok(())));
+    });
+}
+
 test!(an_interrupt_and_the_main_line_share_an_arena);
 fn an_interrupt_and_the_main_line_share_an_arena() {
     const KEPT: usize = 16;
-    static IDS: Arena<'static> = Arena::new(HEAP.frames(), "ids", 1);
+    static IDS: Arena<'static> = Arena::new(HEAP.caches(), "ids", 1);
     static TURNS: AtomicUsize = AtomicUsize::new(0);
     static OF_INTERRUPT: [AtomicU64; KEPT] = [const { AtomicU64::new(0) }; KEPT];
 

@@ -8,7 +8,7 @@ use kernel::heap::HEAP;
 use kslab::platform::X86_64;
 use kslab::{AllocError, InitFailed, Object};
 
-use super::support::{frames, unchanged};
+use super::support::{frames, give_back, layout, take_free, unchanged};
 use crate::guest::runner::test;
 
 type ObjectCache<T> = kslab::ObjectCache<'static, T, X86_64>;
@@ -142,8 +142,8 @@ fn row_71_a_constructor_that_fails_is_an_error_and_its_slot_is_free() {
         let stats = cache.stats().expect("counts");
         assert_eq!((stats.in_use, stats.slabs, stats.failures), (4, 1, 101));
         LEFT.store(1, Relaxed);
-        assert_eq!(cache.allocate().expect("a slot").0, [0; 20]);
-        assert!(held.iter().zip((0..4).rev()).all(|(rare, left)| rare.0 == [left; 20]));
+        assert_eq!(cache.allocate().expect("a slot").0, [1; 20]);
+        assert!(held.iter().zip((1..=4).rev()).all(|(rare, left)| rare.0 == [left; 20]));
     });
 }
 
@@ -231,14 +231,14 @@ fn constructed_objects_are_given_up_for_other_memory() {
         LIVES.take();
         let cache = sessions();
         drop((0..100).map(|_| cache.allocate().expect("memory")).collect::<Vec<_>>());
-        let all = super::support::take_all();
+        let all = take_free();
         assert_eq!(LIVES.take(), [100, 100, 100, 0]);
         let free = frames().stats().free;
-        let page = HEAP.allocate(super::support::layout(4096, 4096)).expect("what the free objects have");
+        let page = HEAP.allocate(layout(4096, 4096)).expect("what the free objects have");
         assert_eq!(LIVES.take(), [0, 0, 0, 100]);
         assert!(frames().stats().free > free);
         // SAFETY: just allocated, and not used.
-        unsafe { HEAP.free(page, super::support::layout(4096, 4096)) };
-        super::support::give_back(all);
+        unsafe { HEAP.free(page, layout(4096, 4096)) };
+        give_back(all);
     });
 }

@@ -58,8 +58,14 @@ pub(super) fn free(frame: Frame, order: Order) {
 
 /// Everything that can be had, in blocks as large as there are, zone by zone; the last are the smallest of the highest zone.
 pub(super) fn take_all() -> Vec<(Frame, Order)> {
+    HEAP.shrink();
+    take_free()
+}
+
+/// As [`take_all`], without what magazines and empty slabs keep.
+pub(super) fn take_free() -> Vec<(Frame, Order)> {
     // Grown now, while there is memory to grow into.
-    let stats = merged_stats();
+    let stats = frames().stats();
     let mut blocks = Vec::with_capacity(count_blocks(&stats) + 256);
     // From the lowest zone up: a zone keeps nothing back from requests that no higher one can serve.
     for zone in &stats.zones {
@@ -76,7 +82,7 @@ fn count_blocks(stats: &FrameStats) -> usize {
     stats.free_blocks.iter().sum()
 }
 
-/// Frees what [`take_all`] returned.
+/// Frees what [`take_all`] or [`take_free`] returned.
 pub(super) fn give_back(blocks: Vec<(Frame, Order)>) {
     for &(frame, order) in &blocks {
         free(frame, order);
