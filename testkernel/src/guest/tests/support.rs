@@ -3,16 +3,24 @@
 use alloc::vec::Vec;
 use core::alloc::Layout;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use kernel::heap::HEAP;
+use kslab::platform::X86_64;
+use kslab::reclaim::INTERVAL;
 use kslab::stats::{CacheStats, FrameStats};
 use kslab::{Frame, Order};
+
+pub(super) type Heap = kslab::Heap<X86_64>;
+
+/// A cache in the kernel's heap.
+pub(super) type Cache = kslab::Cache<'static, X86_64>;
 
 /// Bytes in a page frame.
 pub(super) const PAGE: usize = kslab::memory::FRAME_SIZE;
 
 /// The kernel's page frames.
-pub(super) fn frames() -> &'static kslab::Frames<kslab::platform::X86_64> {
+pub(super) fn frames() -> &'static kslab::Frames<X86_64> {
     HEAP.frames()
 }
 
@@ -48,14 +56,20 @@ pub(super) fn free(frame: Frame, order: Order) {
     unsafe { frames().free(frame, order) }
 }
 
-/// Everything that can be had, in blocks as large as there are.
+/// Everything that can be had, in blocks as large as there are, zone by zone; the last are the smallest of the highest zone.
 pub(super) fn take_all() -> Vec<(Frame, Order)> {
+    HEAP.shrink();
+    take_free()
+}
+
+/// As [`take_all`], without what magazines and empty slabs keep.
+pub(super) fn take_free() -> Vec<(Frame, Order)> {
     // Grown now, while there is memory to grow into.
-    let stats = merged_stats();
+    let stats = frames().stats();
     let mut blocks = Vec::with_capacity(count_blocks(&stats) + 256);
-    for order in (0..=Order::MAX.get()).rev().map(order) {
-        // Only who names a limit gets at the reserves of the lower zones.
-        for zone in stats.zones.iter().rev() {
+    // From the lowest zone up: a zone keeps nothing back from requests that no higher one can serve.
+    for zone in &stats.zones {
+        for order in (0..=Order::MAX.get()).rev().map(order) {
             while let Some(frame) = frames().allocate_below(order.frames(), order, zone.end.address()) {
                 blocks.push((frame, order));
             }
@@ -68,15 +82,63 @@ fn count_blocks(stats: &FrameStats) -> usize {
     stats.free_blocks.iter().sum()
 }
 
-/// Frees what [`take_all`] returned.
+/// Frees what [`take_all`] or [`take_free`] returned.
 pub(super) fn give_back(blocks: Vec<(Frame, Order)>) {
     for &(frame, order) in &blocks {
         free(frame, order);
     }
 }
 
-pub(super) fn layout(size: usize, align: usize) -> Layout {
-    Layout::from_size_align(size, align).expect("a layout")
+/// A cache of objects of this layout.
+pub(super) fn new_cache(name: &'static str, size: usize, align: usize) -> Cache {
+    Cache::new(HEAP.caches(), name, layout(size, align))
+}
+
+/// The counts of a cache that has been used.
+pub(super) fn counts(cache: &Cache) -> CacheStats {
+    cache.stats().expect("a cache that has been used")
+}
+
+/// So many objects of a cache.
+pub(super) fn objects(cache: &Cache, count: usize) -> Vec<NonNull<u8>> {
+    (0..count).map(|_| cache.allocate().expect("memory")).collect()
+}
+
+/// Frees an object that a test has allocated and no longer uses.
+pub(super) fn free_object(cache: &Cache, object: NonNull<u8>) {
+    // SAFETY: as the name says.
+    unsafe { cache.free(object) }
+}
+
+/// Frees objects that a test has allocated and no longer uses.
+pub(super) fn free_objects(cache: &Cache, objects: Vec<NonNull<u8>>) {
+    objects.into_iter().for_each(|object| free_object(cache, object));
+}
+
+/// Fills an object that a test has allocated.
+pub(super) fn fill(object: NonNull<u8>, size: usize, byte: u8) {
+    // SAFETY: the tests pass objects of that size, and theirs.
+    unsafe { object.as_ptr().write_bytes(byte, size) }
+}
+
+/// Whether an object is still as [`fill`] has left it.
+pub(super) fn is_filled(object: NonNull<u8>, size: usize, byte: u8) -> bool {
+    // SAFETY: as above, and written.
+    let bytes = unsafe { core::slice::from_raw_parts(object.as_ptr(), size) };
+    bytes.iter().all(|&found| found == byte)
+}
+
+/// Tells the heap that an interval is over, by a clock of the tests' own.
+pub(super) fn end_interval() {
+    static NOW: AtomicU64 = AtomicU64::new(0);
+    HEAP.maintain(NOW.fetch_add(INTERVAL, Ordering::Relaxed) + INTERVAL);
+}
+
+pub(super) const fn layout(size: usize, align: usize) -> Layout {
+    match Layout::from_size_align(size, align) {
+        Ok(layout) => layout,
+        Err(_) => panic!("no layout"),
+    }
 }
 
 /// A block of the heap that is filled, checked and freed as a whole.
