@@ -392,7 +392,8 @@ impl<P: Platform> Caches<P> {
     pub(crate) unsafe fn retire_cpu(&self, cpu: usize) {
         // SAFETY: passed on to the caller.
         self.for_each(|cache| unsafe { cache.retire_cpu(self, cpu) });
-        // self.frames.drain_stock_of(cpu)
+        // SAFETY: as above.
+        unsafe { self.frames.drain_stock_of(cpu) };
     }
 
     /// The number of the cache that the slab around `object` belongs to.

@@ -140,7 +140,6 @@ impl<P: Platform> Frames<P> {
 
     /// Makes the run of `count` frames at `frame` one of `new_count`, where it is and where the frames behind it are free;
     /// `false`, and nothing done, where they are not. Faults as [`try_shrink_run`](Self::try_shrink_run) has them.
-    #[allow(dead_code, reason = "for heaps that grow blocks in place")]
     pub(crate) fn try_grow_run(&self, frame: Frame, count: u32, new_count: u32) -> Result<bool, Fault> {
         self.check_run(frame, count)?;
         if new_count <= count {

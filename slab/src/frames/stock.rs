@@ -230,12 +230,12 @@ impl<P: Platform> Frames<P> {
         self.stocks.local().map_or(0, |local| self.drain_whole(local.stock))
     }
 
-    /// Moves the frames that all CPUs keep in stock back to where every CPU has them. Returns how many.
+    /// Moves the frames that the CPU with this number keeps in stock back to where every CPU has them. Returns how many.
     ///
     /// # Safety
     ///
-    /// While this runs, no other CPU allocates or frees frames, by whatever way, and interrupt handlers on this one do not.
-    pub unsafe fn drain_all_stocks(&self) -> usize {
-        self.stocks.all().iter().map(|stock| self.drain_whole(stock)).sum()
+    /// That CPU neither allocates nor frees frames meanwhile.
+    pub(crate) unsafe fn drain_stock_of(&self, cpu: usize) -> usize {
+        self.stocks.all().get(cpu).map_or(0, |stock| self.drain_whole(stock))
     }
 }

@@ -240,7 +240,8 @@ struct Nested {
 }
 
 static HEAP: Heap<NoInterrupts> = Heap::new();
-static NESTED: ObjectCache<'static, Nested, NoInterrupts> = ObjectCache::new(HEAP.caches(), "nested").cache_line_aligned();
+static NESTED: ObjectCache<'static, Nested, NoInterrupts> =
+    ObjectCache::new(HEAP.caches(), "nested").cache_line_aligned();
 
 std::thread_local! {
     static DEPTH: Cell<usize> = const { Cell::new(0) };

@@ -76,14 +76,11 @@ fn in_100_kib_102_400_boxes_come_and_go_with_one_alive() {
     let alive = heap.allocate(layout(8)).unwrap();
     for number in 0..102_400_u64 {
         let block = heap.allocate(layout(8)).unwrap();
+        let word = block.cast::<u64>().as_ptr();
         // SAFETY: eight bytes, aligned, and ours.
-        assert_eq!(
-            unsafe {
-                block.cast::<u64>().write_volatile(number);
-                block.cast::<u64>().read_volatile()
-            },
-            number
-        );
+        unsafe { word.write_volatile(number) };
+        // SAFETY: as above.
+        assert_eq!(unsafe { word.read_volatile() }, number);
         free(&heap, block, 8);
     }
     free(&heap, alive, 8);
