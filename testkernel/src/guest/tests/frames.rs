@@ -63,8 +63,8 @@ fn exhausted_frames_are_refused_and_serve_again_after_a_free() {
         assert_eq!(frames().stats().free, 0);
         assert_eq!(frames().allocate(Order::ZERO), None);
         assert_eq!(frames().allocate_run(3, Order::ZERO), None);
-        // The first one is of the highest zone, which keeps no reserve.
-        let (frame, order) = blocks.remove(0);
+        // The last one is of the highest zone, which keeps no reserve.
+        let (frame, order) = blocks.pop().expect("a block");
         free(frame, order);
         assert_eq!(frames().allocate(order), Some(frame));
         blocks.push((frame, order));

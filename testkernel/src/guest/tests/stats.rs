@@ -222,7 +222,7 @@ fn row_107_a_long_lived_scatter_leaves_large_blocks() {
     unchanged(|| {
         let largest = frames().stats().largest_block().expect("free memory");
         let mut random = fastrand::Rng::with_seed(12);
-        let wanted = (16 << 20).min(frames().free_bytes() / 2);
+        let wanted = (4 << 20).min(frames().free_bytes() / 2);
         let mut kept = Vec::with_capacity(1000);
         let mut passing = Vec::with_capacity(wanted / 500);
         let mut bytes = 0;
