@@ -11,7 +11,7 @@ use kslab::stats::CacheStats;
 
 use super::support::{
     Block, Cache, PAGE, cache, counts, fill, frames, free_object, free_objects, is_filled, layout, new_cache, objects,
-    order, unchanged,
+    order, unchanged, verify,
 };
 use crate::guest::runner::test;
 
@@ -171,7 +171,7 @@ fn a_storm_over_heap_and_caches_leaves_every_invariant() {
                 _ => {}
             }
             if turn % 1000 == 0 {
-                assert_eq!(HEAP.verify(), Ok(()), "turn {turn}");
+                verify();
             }
         }
         live.into_iter().for_each(release);
