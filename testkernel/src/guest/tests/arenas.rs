@@ -226,9 +226,9 @@ fn an_interrupt_and_the_main_line_share_an_arena() {
     let of_main_line = [const { AtomicU64::new(0) }; KEPT];
     TURNS.store(0, Relaxed);
     unchanged(|| {
-        timer::start(20_000, || replace(&OF_INTERRUPT, TURNS.fetch_add(1, Relaxed)));
+        timer::start(50_000, || replace(&OF_INTERRUPT, TURNS.fetch_add(1, Relaxed)));
         let mut turn = 0;
-        while TURNS.load(Relaxed) < 300 || turn < KEPT {
+        while TURNS.load(Relaxed) < 100 || turn < KEPT {
             replace(&of_main_line, turn);
             turn += 1;
         }

@@ -10,7 +10,7 @@ use kslab::{AllocError, InUse};
 
 use super::support::{
     Cache, PAGE, counts, fill, frames, free_object, free_objects, give_back, is_filled, layout, new_cache, objects,
-    take_all, unchanged,
+    take_all, unchanged, verify,
 };
 use crate::guest::runner::test;
 
@@ -259,7 +259,7 @@ fn a_hundred_caches_stand_side_by_side() {
         held.iter().enumerate().for_each(fill_all);
         let right = |number: usize| move |object: &NonNull<u8>| is_filled(*object, 8 + 24 * number, number as u8);
         assert!(held.iter().enumerate().all(|(number, held)| held.iter().all(right(number))));
-        assert_eq!(HEAP.verify(), Ok(()));
+        verify();
         held.into_iter().zip(&caches).for_each(|(held, cache)| free_objects(cache, held));
     });
 }

@@ -171,7 +171,7 @@ fn objects_are_refused_without_frames_and_served_again_after_a_free() {
             // SAFETY: a block for just this type.
             objects.push(unsafe { Box::from_raw(block.as_ptr().cast()) });
         }
-        assert!(objects.len() < before.objects_per_slab, "only the free slots of a slab were left");
+        assert!(objects.len() < 50, "only free slots were left, of its own slab and of larger ones: {}", objects.len());
         assert!(cache(1024).failures > before.failures);
         give_back(all);
         assert!(

@@ -271,7 +271,7 @@ fn free_all(cache: &Cache, kept: &[AtomicPtr<u8>; KEPT]) {
 
 test!(an_interrupt_and_the_main_line_share_a_cache);
 fn an_interrupt_and_the_main_line_share_a_cache() {
-    const WANTED: usize = 400;
+    const WANTED: usize = 200;
     static SHARED: Cache = Cache::new(HEAP.caches(), "shared", layout(SIZE, 8));
     static TURNS: AtomicUsize = AtomicUsize::new(0);
     static OF_INTERRUPT: [AtomicPtr<u8>; KEPT] = [const { AtomicPtr::new(ptr::null_mut()) }; KEPT];
@@ -280,7 +280,7 @@ fn an_interrupt_and_the_main_line_share_a_cache() {
     fill_magazines(&SHARED, 1);
     TURNS.store(0, Relaxed);
     unchanged(|| {
-        timer::start(20_000, || {
+        timer::start(50_000, || {
             // As many at a time as make it exchange magazines.
             for _ in 0..2 {
                 replace(&SHARED, &OF_INTERRUPT, TURNS.fetch_add(1, Relaxed), 0x80);
