@@ -90,8 +90,8 @@ impl<'a, P: Platform> Cache<'a, P> {
     /// Constructs objects: `init` when their memory enters the cache, `fini` when it leaves it. In between an object is
     /// allocated and freed any number of times, and whoever frees it leaves it constructed.
     ///
-    /// Neither is called with a lock held; both may allocate and free, from this cache too. An `init` that fails or panics
-    /// leaves its slot free.
+    /// Neither is called with a lock held; both may allocate and free, from this cache too, but not end a cache. An `init` that
+    /// fails or panics leaves its slot free; a `fini` that panics is not called again for its object.
     ///
     /// # Safety
     ///
@@ -299,7 +299,9 @@ impl<'a, P: Platform> Cache<'a, P> {
     fn create(&self) -> Result<&Core<P>, AllocError> {
         let geometry = Geometry::new(self.layout).ok_or(AllocError::BadLayout)?;
         let allocate = || self.caches.allocate_metadata(size_of::<Core<P>>());
-        let memory = allocate().or_else(|| self.caches.with_relief(size_of::<Core<P>>(), allocate)).ok_or(AllocError::NoMemory)?;
+        let memory = allocate()
+            .or_else(|| self.caches.with_relief(size_of::<Core<P>>(), allocate))
+            .ok_or(AllocError::NoMemory)?;
         let memory = memory.cast::<Core<P>>();
         let core = Core::new(self.name, 0, geometry, self.lifecycle, self.magazines);
         core.slabs.set_limit(self.limit);

@@ -209,7 +209,11 @@ impl<P: Platform> Caches<P> {
     /// # Safety
     ///
     /// `cache` is written, nobody else knows it, and it stays there until [`unregister`](Self::unregister).
-    pub(super) unsafe fn register(&self, cache: NonNull<Core<P>>, place: &AtomicPtr<Core<P>>) -> Result<bool, AllocError> {
+    pub(super) unsafe fn register(
+        &self,
+        cache: NonNull<Core<P>>,
+        place: &AtomicPtr<Core<P>>,
+    ) -> Result<bool, AllocError> {
         let mut registry = self.registry.lock();
         if !place.load(Relaxed).is_null() {
             return Ok(false);

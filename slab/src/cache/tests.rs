@@ -11,7 +11,7 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 use std::vec::Vec;
 
-use super::{AllocError, Cache, InitFailed, Object, ObjectBox, ObjectCache};
+use super::{AllocError, Cache, InitFailed, Object, ObjectCache};
 use crate::platform::Platform;
 use crate::testing::{Machine, Threads, be_cpu, report_of};
 use crate::{Heap, Order};

@@ -151,8 +151,10 @@ fn many_objects_come_and_go_in_one_call() {
         // SAFETY: 200 bytes, ours.
         unsafe { object.write_bytes(fill, 200) };
     }
-    // SAFETY: written above.
-    assert!(objects.iter().zip(0..).all(|(object, fill)| unsafe { (object.read(), object.add(199).read()) } == (fill, fill)));
+    for (&object, fill) in objects.iter().zip(0..) {
+        // SAFETY: written above.
+        assert_eq!(unsafe { (object.read(), object.add(199).read()) }, (fill, fill));
+    }
     let stats = cache.stats().unwrap();
     assert_eq!((stats.in_use, stats.allocations, stats.failures), (100, 100, 0));
     heap.verify().unwrap();
