@@ -90,8 +90,8 @@ impl<'a, P: Platform> Cache<'a, P> {
     /// Constructs objects: `init` when their memory enters the cache, `fini` when it leaves it. In between an object is
     /// allocated and freed any number of times, and whoever frees it leaves it constructed.
     ///
-    /// Neither is called with a lock held; both may allocate and free, from this cache too. An `init` that fails or panics
-    /// leaves its slot free.
+    /// Neither is called with a lock held; both may allocate and free, from this cache too, but not end a cache. An `init` that
+    /// fails or panics leaves its slot free; a `fini` that panics is not called again for its object.
     ///
     /// # Safety
     ///

@@ -31,7 +31,7 @@ pub trait Object: Sized + Send + 'static {
     /// Called when the object is allocated.
     fn renew(&mut self) {}
 
-    /// Called when the object is freed; it must be fit for its next use afterwards.
+    /// Called when the object is freed; it must be fit for its next use afterwards. One whose `recycle` panics stays allocated.
     fn recycle(&mut self) {}
 }
 
