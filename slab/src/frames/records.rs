@@ -103,7 +103,12 @@ impl Records {
         let frames = self.direct_frames.load(Acquire);
         let index = frame.number().wrapping_sub(self.direct_first.load(Relaxed));
         if index < frames {
-            return Some(&self.direct_table(frames)[index as usize]);
+            let table = self.direct.load(Relaxed);
+            if table.is_null() {
+                return self.inline.get(index as usize);
+            }
+            // SAFETY: a table of so many records (invariants 1 and 2).
+            return Some(unsafe { &*table.add(index as usize) });
         }
         Some(&self.leaf(frame)?.0[in_leaf(frame)])
     }
