@@ -55,9 +55,11 @@ fn when_tags_run_out_exact_fits_and_frees_still_work() {
         let rest = arena.size_free();
         assert_eq!(arena.alloc(rest), Ok(10_000 - rest), "it takes no further tag");
         arena.free(10_000 - rest, rest).unwrap();
-        for start in starts {
+        for (index, start) in starts.into_iter().enumerate() {
             arena.free(start, 3).unwrap();
-            assert_eq!(arena.verify(), Ok(()));
+            if !cfg!(miri) || index % 25 == 0 {
+                assert_eq!(arena.verify(), Ok(()));
+            }
         }
         assert_eq!(arena.stats().free_segments, 1);
         give_back(frames, taken);
