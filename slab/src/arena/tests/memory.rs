@@ -55,9 +55,11 @@ fn when_tags_run_out_exact_fits_and_frees_still_work() {
         let rest = arena.size_free();
         assert_eq!(arena.alloc(rest), Ok(10_000 - rest), "it takes no further tag");
         arena.free(10_000 - rest, rest).unwrap();
-        for start in starts {
+        for (index, start) in starts.into_iter().enumerate() {
             arena.free(start, 3).unwrap();
-            assert_eq!(arena.verify(), Ok(()));
+            if !cfg!(miri) || index % 25 == 0 {
+                assert_eq!(arena.verify(), Ok(()));
+            }
         }
         assert_eq!(arena.stats().free_segments, 1);
         give_back(caches, taken);
@@ -86,15 +88,14 @@ fn a_split_in_two_needs_two_tags_or_none_is_taken() {
 
 #[test]
 fn the_arena_grows_through_a_directory_and_gives_all_pages_back() {
-    let count = 2400;
-    if cfg!(miri) {
-        return with_caches(|caches| grow_table(caches, 20));
-    }
     with_caches(|caches| {
         grow_table(caches, 20);
+        if cfg!(miri) {
+            return;
+        }
         let arena = TestArena::new(caches, "test", 1);
         arena.add(0, 10_000).unwrap();
-        let starts: Vec<_> = (0..count).map(|_| arena.alloc(4).unwrap()).collect();
+        let starts: Vec<_> = (0..2400).map(|_| arena.alloc(4).unwrap()).collect();
         assert!(arena.stats().tags > 2400);
         assert_eq!(arena.verify(), Ok(()));
         for start in starts.iter().step_by(2).chain(starts.iter().skip(1).step_by(2)) {
@@ -115,13 +116,12 @@ fn grow_table(caches: &Caches<NoInterrupts>, pages: usize) {
     assert_eq!(tags.count() as usize, (pages - 1) * TAGS_PER_PAGE, "one page is a directory");
     let taken: Vec<_> = core::iter::from_fn(|| tags.take()).collect();
     assert_eq!(taken.len(), tags.count() as usize);
-    for (index, tag) in taken.iter().enumerate() {
-        assert_eq!(tag.index() as usize, index);
-        tags[*tag].start.set(index as u64 + 1);
-    }
-    assert!(taken.iter().enumerate().all(|(index, tag)| tags[*tag].start.get() == index as u64 + 1));
-    taken.iter().for_each(|tag| tags.put(*tag));
-    assert_eq!(tags.take(), taken.last().copied());
+    assert!(taken.iter().enumerate().all(|(index, tag)| tag.index() as usize == index));
+    let some = || taken.iter().step_by(if cfg!(miri) { 97 } else { 1 });
+    some().for_each(|tag| tags[*tag].start.set(u64::from(tag.index())));
+    assert!(some().all(|tag| tags[*tag].start.get() == u64::from(tag.index())));
+    some().for_each(|tag| tags.put(*tag));
+    assert_eq!(tags.take(), some().last().copied(), "the last one that became spare");
     let mut given_back = 0;
     while let Some(page) = tags.shrink() {
         source.put(page);

@@ -163,11 +163,11 @@ fn pick(allocated: &BTreeMap<u64, u64>, which: prop::sample::Index) -> Option<u6
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 3 } else { 400 }, failure_persistence: None, ..ProptestConfig::default()
+        cases: if cfg!(miri) { 2 } else { 400 }, failure_persistence: None, ..ProptestConfig::default()
     })]
 
     #[test]
-    fn an_arena_does_what_the_model_does(steps in prop::collection::vec(step(), 1..if cfg!(miri) { 40 } else { 150 })) {
+    fn an_arena_does_what_the_model_does(steps in prop::collection::vec(step(), 1..if cfg!(miri) { 25 } else { 150 })) {
         with_arena(QUANTUM, |arena| {
             let mut model = Model::default();
             arena.add(64, 256).unwrap();
@@ -188,7 +188,7 @@ proptest! {
         unit in 1u64..100,
         steps in prop::collection::vec(
             (any::<bool>(), prop::bool::weighted(0.6), 1u64..60, 0u32..6, any::<prop::sample::Index>()),
-            1..if cfg!(miri) { 30 } else { 150 },
+            1..if cfg!(miri) { 12 } else { 150 },
         ),
     ) {
         with_caches(|caches| {
