@@ -9,13 +9,11 @@
 //! Where the `bootloader` crate loaded the kernel, its tables map a few pages more, all below half of the address space.
 
 use kslab::platform::X86_64;
-use kslab::{IrqLock, Order};
+use kslab::IrqLock;
 use spin::Once;
 use x86_64::registers::control::Cr3;
 use x86_64::structures::paging::mapper::MapToError;
-use x86_64::structures::paging::{
-    FrameAllocator, Mapper, OffsetPageTable, Page, PageTable, PageTableFlags, PhysFrame, Size4KiB,
-};
+use x86_64::structures::paging::{Mapper, OffsetPageTable, Page, PageTable, PageTableFlags, PhysFrame, Size4KiB};
 use x86_64::{PhysAddr, VirtAddr};
 
 use crate::heap::HEAP;
@@ -72,7 +70,7 @@ pub(crate) unsafe fn map_device(address: PhysAddr) -> VirtAddr {
         | PageTableFlags::NO_CACHE
         | PageTableFlags::WRITE_THROUGH;
     // SAFETY: the page lies where only devices are mapped, each at its own place, so it aliases no memory.
-    match unsafe { tables().lock().map_to(page, frame, flags, &mut HeapFrames) } {
+    match unsafe { tables().lock().map_to(page, frame, flags, &mut HEAP.frames()) } {
         Ok(flush) => flush.flush(),
         Err(MapToError::PageAlreadyMapped(_)) => {}
         Err(error) => stop::stop(format_args!("device at {address:#x} was not mapped: {error:?}"), |_| Ok(())),
@@ -82,15 +80,4 @@ pub(crate) unsafe fn map_device(address: PhysAddr) -> VirtAddr {
 
 fn tables() -> &'static IrqLock<X86_64, OffsetPageTable<'static>> {
     TABLES.get().expect("memory::init comes first")
-}
-
-/// Page frames from the heap, for page tables.
-struct HeapFrames;
-
-// SAFETY: the heap hands out a frame to one owner at a time, and it is never given back here.
-unsafe impl FrameAllocator<Size4KiB> for HeapFrames {
-    fn allocate_frame(&mut self) -> Option<PhysFrame> {
-        let frame = HEAP.frames().allocate(Order::ZERO)?;
-        Some(PhysFrame::containing_address(PhysAddr::new(frame.address())))
-    }
 }

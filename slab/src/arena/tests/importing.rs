@@ -79,10 +79,10 @@ fn an_import_is_large_enough_for_the_alignment() {
 
 #[test]
 fn a_parent_with_a_smaller_quantum_lends_what_suits_the_child() {
-    with_frames(|frames| {
-        let parent = TestArena::new(frames, "parent", 16);
+    with_caches(|caches| {
+        let parent = TestArena::new(caches, "parent", 16);
         parent.add(0x110, 0x4000).unwrap();
-        let child = TestArena::with_source(frames, "child", 4096, &parent, 4096);
+        let child = TestArena::with_source(caches, "child", 4096, &parent, 4096);
         assert_eq!((child.alloc(1), child.alloc(1)), (Ok(0x1000), Ok(0x2000)));
         assert_eq!(child.alloc(8192), Err(ArenaError::NoSpace));
     });
