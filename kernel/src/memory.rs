@@ -8,12 +8,14 @@
 //!
 //! Where the `bootloader` crate loaded the kernel, its tables map a few pages more, all below half of the address space.
 
-use kslab::platform::X86_64;
 use kslab::IrqLock;
+use kslab::platform::X86_64;
 use spin::Once;
 use x86_64::registers::control::Cr3;
 use x86_64::structures::paging::mapper::MapToError;
-use x86_64::structures::paging::{Mapper, OffsetPageTable, Page, PageTable, PageTableFlags, PhysFrame, Size4KiB};
+use x86_64::structures::paging::{
+    FrameAllocator, FrameDeallocator, Mapper, OffsetPageTable, Page, PageTable, PageTableFlags, PhysFrame, Size4KiB,
+};
 use x86_64::{PhysAddr, VirtAddr};
 
 use crate::heap::HEAP;
@@ -76,6 +78,44 @@ pub(crate) unsafe fn map_device(address: PhysAddr) -> VirtAddr {
         Err(error) => stop::stop(format_args!("device at {address:#x} was not mapped: {error:?}"), |_| Ok(())),
     }
     virtual_address
+}
+
+/// Maps `pages` new page frames, one by one and in no order, from `start` on: writable, not executable, for the kernel alone. Whether it
+/// has: where there is no memory, or a page is mapped already, nothing is mapped.
+pub fn map_new(start: VirtAddr, pages: usize) -> bool {
+    let flags = PageTableFlags::PRESENT | PageTableFlags::WRITABLE | PageTableFlags::NO_EXECUTE;
+    for done in 0..pages {
+        let page = page(start, done);
+        let mut frames = HEAP.frames();
+        let frame: Option<PhysFrame<Size4KiB>> = frames.allocate_frame();
+        // SAFETY: the frame is new, so that nothing else refers to its memory.
+        let mapped = frame.map(|frame| unsafe { tables().lock().map_to(page, frame, flags, &mut frames) });
+        match (mapped, frame) {
+            (Some(Ok(flush)), _) => flush.flush(),
+            (_, frame) => {
+                // SAFETY: it is not mapped.
+                frame.into_iter().for_each(|frame| unsafe { frames.deallocate_frame(frame) });
+                unmap(start, done);
+                return false;
+            }
+        }
+    }
+    true
+}
+
+/// Undoes [`map_new`]: the page frames are free again. Page tables stay. Pages that are not mapped are left out.
+pub fn unmap(start: VirtAddr, pages: usize) {
+    for done in 0..pages {
+        if let Ok((frame, flush)) = tables().lock().unmap(page(start, done)) {
+            flush.flush();
+            // SAFETY: it was allocated for this page, which is gone.
+            unsafe { HEAP.frames().deallocate_frame(frame) };
+        }
+    }
+}
+
+fn page(start: VirtAddr, index: usize) -> Page<Size4KiB> {
+    Page::containing_address(start) + index as u64
 }
 
 fn tables() -> &'static IrqLock<X86_64, OffsetPageTable<'static>> {

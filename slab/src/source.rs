@@ -9,8 +9,8 @@ use core::ops::Deref;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::cache::AllocError;
-use crate::frames::{Frames, Order};
+use crate::cache::{AllocError, Caches};
+use crate::frames::Order;
 use crate::heap::Heap;
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
@@ -33,7 +33,7 @@ pub unsafe trait FrameSource: Sync {
 /// A part of a heap's page frames, lent to a heap within it.
 #[derive(Debug)]
 struct Part<'p, P> {
-    frames: &'p Frames<P>,
+    caches: &'p Caches<P>,
     lent: AtomicUsize,
     /// The most that may be lent.
     limit: usize,
@@ -44,17 +44,18 @@ unsafe impl<P: Platform> FrameSource for Part<'_, P> {
     fn lend(&self, frames: usize) -> Option<NonNull<u8>> {
         let grow = |lent: usize| lent.checked_add(frames).filter(|&lent| lent <= self.limit);
         self.lent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow).ok()?;
-        let first = u32::try_from(frames).ok().and_then(|count| self.frames.allocate_lent(count));
+        let first = u32::try_from(frames).ok().and_then(|count| self.caches.allocate_lent(count));
         if first.is_none() {
             self.lent.fetch_sub(frames, Ordering::Relaxed);
         }
-        NonNull::new(self.frames.pointer(first?))
+        NonNull::new(self.caches.frames().pointer(first?))
     }
 
     fn take_back(&self, frame: NonNull<u8>) {
-        let Some(frame) = self.frames.frame_of(frame.as_ptr()) else { return };
+        let frames = self.caches.frames();
+        let Some(frame) = frames.frame_of(frame.as_ptr()) else { return };
         // SAFETY: lent as a frame of its own; the borrower has given it back.
-        unsafe { self.frames.free(frame, Order::ZERO) };
+        unsafe { frames.free(frame, Order::ZERO) };
         self.lent.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -93,7 +94,7 @@ impl<'p, P: Platform> ChildHeap<'p, P> {
             return Err(AllocError::NoMemory);
         };
         let heap = heap.cast::<Heap<P>>();
-        let frames = Part { frames: parent.frames(), lent: AtomicUsize::new(0), limit: limit / FRAME_SIZE };
+        let frames = Part { caches, lent: AtomicUsize::new(0), limit: limit / FRAME_SIZE };
         // SAFETY: both blocks are ours, large enough and aligned as metadata is.
         unsafe {
             part.write(frames);

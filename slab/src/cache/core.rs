@@ -241,8 +241,11 @@ impl<P: Platform> Core<P> {
 
     /// Gives back what the magazines and the slabs have and do not use. Returns the page frames that went back.
     pub(crate) fn reap(&self, shared: &Caches<P>) -> usize {
+        let released = || self.slabs.numbers().released;
+        let before = released();
         self.drain(shared);
-        self.slabs.reap(shared, true)
+        self.slabs.reap(shared, true);
+        released().wrapping_sub(before) as usize * self.slabs.geometry.frames as usize
     }
 
     /// Gives the slabs back what the magazines of this CPU and of the depot hold.

@@ -177,6 +177,13 @@ impl<P: Platform> Caches<P> {
         self.frames.allocate_run(count, alignment).or_else(|| self.borrow_frames(count, alignment))
     }
 
+    /// `count` frames in a row, each of which is a block of order 0 by itself, to be freed alone.
+    pub(crate) fn allocate_lent(&self, count: u32) -> Option<Frame> {
+        let first = self.allocate_frames(count, Order::ZERO)?;
+        self.frames.make_single(first, count);
+        Some(first)
+    }
+
     /// `false` where there is a source already.
     pub(crate) fn set_source(&self, source: &'static dyn FrameSource) -> bool {
         let mut set = false;

@@ -5,16 +5,14 @@ use core::sync::atomic::Ordering::Relaxed;
 use super::init::pages;
 use super::stock::Stocks;
 use super::types::each;
-use super::{AddError, Frame, Frames, InitError, Order, Owner};
+use super::{AddError, Frame, Frames, InitError, Owner};
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
 
 impl<P: Platform> Frames<P> {
-    /// `count` frames in a row, each of which is a block of order 0 by itself, to be freed alone.
-    pub(crate) fn allocate_lent(&self, count: u32) -> Option<Frame> {
-        let first = self.allocate_run(count, Order::ZERO)?;
+    /// Makes a run that the caller has allocated so many blocks of order 0, to be freed one by one.
+    pub(crate) fn make_single(&self, first: Frame, count: u32) {
         self.records.set_all(first..first.offset(count), Owner::Pages(1));
-        Some(first)
     }
 
     /// Takes over pages that a source lends; `false`, and nothing done, where that cannot be. Where neither they nor the free memory

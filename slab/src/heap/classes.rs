@@ -23,6 +23,9 @@ const STEP: usize = 8;
 /// Classes in each doubling above [`LINEAR`], as a power of two.
 const STEPS_LOG: u32 = 3;
 
+/// Frames in the largest block.
+const MOST_FRAMES: u32 = Order::MAX.frames();
+
 macro_rules! classes {
     ($($size:literal,)*) => {
         /// Bytes in the objects of each size class of a heap, in steps of an eighth of the power of two below:
@@ -86,7 +89,8 @@ impl Block {
         if size <= LARGEST && layout.align() <= FRAME_SIZE {
             return Some(Self::Class(class_of(size)));
         }
-        let count = u32::try_from(layout.size().max(1).div_ceil(FRAME_SIZE)).ok()?;
+        let count =
+            u32::try_from(layout.size().max(1).div_ceil(FRAME_SIZE)).ok().filter(|&count| count <= MOST_FRAMES)?;
         let alignment = Order::containing(u32::try_from(layout.align().div_ceil(FRAME_SIZE)).ok()?)?;
         Some(Self::Frames { count, alignment })
     }
@@ -160,6 +164,7 @@ mod tests {
         let block = |size, align| Block::of(Layout::from_size_align(size, align).unwrap());
         assert_eq!(block(8, 2 << 30), None, "aligned to more than the largest order");
         assert_eq!(block(isize::MAX as usize, 1), None, "near isize::MAX");
+        assert_eq!(block((1 << 30) + 1, 1), None, "more than the largest block");
         assert_eq!(block(1 << 45, 1), None, "more frames than there can be");
     }
 }

@@ -12,6 +12,7 @@ use kernel::memory;
 use kslab::memory::Region;
 use kslab::platform::X86_64;
 use kslab::{AddError, AllocError, FrameBlock, FrameSource, Frames, InitError, Order};
+use x86_64::VirtAddr;
 
 use super::support::{Heap, PAGE, frames, free, layout, unchanged};
 use crate::guest::runner::test;
@@ -115,6 +116,39 @@ fn a_heap_knows_its_size_and_what_of_it_is_used() {
         give_up(&heap, small, layout(100, 8));
         heap.shrink();
         assert_eq!(heap.used(), used);
+    });
+}
+
+test!(a_range_of_virtual_addresses_is_enough_whatever_is_behind_it);
+fn a_range_of_virtual_addresses_is_enough_whatever_is_behind_it() {
+    const START: VirtAddr = VirtAddr::new(0x4444_4444_0000);
+    const PAGES: usize = 25;
+    static TUTORIAL: Heap = Heap::new();
+
+    // Its page tables stay.
+    assert!(memory::map_new(START, PAGES));
+    memory::unmap(START, PAGES);
+    unchanged(|| {
+        // Every second one of these is free, so that no two pages of the range are neighbours.
+        let scatter: Vec<_> = (0..200).map(|_| frames().block(Order::ZERO).expect("a frame")).collect();
+        let (kept, given): (Vec<_>, Vec<_>) = scatter.into_iter().partition(|block| block.frame().number() % 2 == 0);
+        drop(given);
+        assert!(memory::map_new(START, PAGES));
+        assert!(!memory::map_new(START + 24 * 4096, 2), "a page of it is mapped already");
+        // SAFETY: just mapped, and nobody else's; nothing of it is used when it is unmapped.
+        assert_eq!(unsafe { TUTORIAL.init_range(START.as_mut_ptr(), PAGES * PAGE) }, Ok(()));
+        for size in [8, 100, 1000, 5000, 9 * PAGE] {
+            let block = TUTORIAL.allocate(layout(size, 8)).expect("memory");
+            // SAFETY: the block is ours, and that large.
+            unsafe { block.as_ptr().write_bytes(0xa5, size) };
+            assert!((START.as_u64() as usize..).contains(&block.addr().get()));
+            give_up(&TUTORIAL, block, layout(size, 8));
+        }
+        let objects = exhaust(&TUTORIAL, layout(64, 8));
+        assert!(objects.len() * 64 * 100 >= 85 * PAGES * PAGE, "{} objects", objects.len());
+        give_all_up(&TUTORIAL, objects, layout(64, 8));
+        memory::unmap(START, PAGES);
+        drop(kept);
     });
 }
 
@@ -236,9 +270,6 @@ fn a_heap_within_a_heap_within_the_heap_goes_with_it() {
     unchanged(|| {
         let child = HEAP.create_heap("child", 4 << 20).expect("memory");
         let grandchild = child.create_heap("grandchild", 1 << 20).expect("memory");
-        // The child lends from what it has borrowed itself.
-        let most = layout(2 << 20, PAGE);
-        give_up(&child, child.allocate(most).expect("memory"), most);
         let blocks = exhaust(&grandchild, layout(3000, 8));
         assert!(blocks.len() >= 250, "{} blocks", blocks.len());
         assert_eq!(grandchild.allocate(layout(3000, 8)), None);

@@ -208,7 +208,7 @@ fn what_can_never_be_had_fails_without_asking_anybody() {
         Decision::Fail
     }
     with([Some(nothing); 3], Some(fail), || {
-        for size in [frames().total_bytes() + PAGE, 1 << 45, isize::MAX as usize] {
+        for size in [frames().total_bytes() + PAGE, (1 << 30) + 1, 1 << 45, isize::MAX as usize] {
             assert_eq!(HEAP.allocate(layout(size, 1)), None, "{size} bytes");
         }
         assert_eq!(HEAP.allocate(layout(8, 1 << 31)), None);
