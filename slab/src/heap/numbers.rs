@@ -39,7 +39,7 @@ impl<P: Platform> Heap<P> {
     ///   above 1 KiB among them, since nothing tells them from large blocks.
     ///
     /// Objects of a [`Cache`](crate::Cache) are visited by [`Cache::for_each_object`](crate::Cache::for_each_object). What is
-    /// allocated or freed meanwhile may be left out or visited, and what shares a slab list with it may be left out.
+    /// allocated or freed meanwhile may be left out or visited.
     pub fn for_each_block(&self, mut visit: impl FnMut(NonNull<u8>, usize)) {
         for cache in (0..classes::COUNT).map(|class| self.caches().class(class)) {
             let size = cache.object_size();

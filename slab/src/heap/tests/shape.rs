@@ -34,7 +34,6 @@ fn of_100_kib_85_per_cent_hold_objects_of_64_bytes() {
 }
 
 #[test]
-#[ignore = "needs runs of page frames that span several free blocks"]
 fn beside_a_scatter_of_small_objects_half_the_free_memory_is_one_block_again_and_again() {
     on_both(4096, |heap| {
         let mut scatter = Vec::new();
