@@ -121,7 +121,7 @@ fn grow_table(caches: &Caches<NoInterrupts>, pages: usize) {
     some().for_each(|tag| tags[*tag].start.set(u64::from(tag.index())));
     assert!(some().all(|tag| tags[*tag].start.get() == u64::from(tag.index())));
     some().for_each(|tag| tags.put(*tag));
-    assert_eq!(tags.take(), some().last().copied(), "the last one that became spare");
+    assert_eq!(tags.take(), some().next_back().copied(), "the last one that became spare");
     let mut given_back = 0;
     while let Some(page) = tags.shrink() {
         source.put(page);
