@@ -208,7 +208,6 @@ impl<P: Platform> Caches<P> {
                 (0..frames).filter_map(|index| NonNull::new(frame(index))).for_each(|frame| source.take_back(frame));
                 return None;
             }
-            self.set_up_cpus();
             if let Some(frame) = self.frames.allocate_run(count, alignment) {
                 return Some(frame);
             }
