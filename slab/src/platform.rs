@@ -63,6 +63,26 @@ unsafe impl Platform for X86_64 {
     }
 }
 
+/// A platform without the per-CPU layer: nothing is kept in magazines and stocks, and their code is left out. For a kernel on
+/// one CPU that wants every free object back in its slab: `Heap<WithoutMagazines<X86_64>>`.
+#[derive(Debug, Clone, Copy)]
+pub struct WithoutMagazines<P>(core::marker::PhantomData<P>);
+
+// SAFETY: `P` keeps the first promise; with no numbers below `CPUS` there is nothing to promise of them.
+unsafe impl<P: Platform> Platform for WithoutMagazines<P> {
+    const CPUS: usize = 0;
+
+    #[inline]
+    fn disable_interrupts() -> bool {
+        P::disable_interrupts()
+    }
+
+    #[inline]
+    fn restore_interrupts(were_enabled: bool) {
+        P::restore_interrupts(were_enabled);
+    }
+}
+
 /// A program without interrupts, such as a test on the host; its threads are like CPUs that have no number, so nothing is
 /// kept for one of them alone.
 ///

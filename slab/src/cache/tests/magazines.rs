@@ -334,3 +334,16 @@ fn the_layer_is_off_without_cpus_in_small_heaps_for_large_objects_and_on_request
         assert_eq!((stats.in_magazines, stats.magazine_rounds), (0, 0), "{}", stats.name);
     }
 }
+
+#[test]
+fn a_platform_without_magazines_keeps_nothing_back() {
+    let machine = Machine::new(START, 512);
+    let heap: crate::Heap<crate::platform::WithoutMagazines<Threads>> = machine.heap_on();
+    let layout = core::alloc::Layout::new::<[u64; 8]>();
+    let block = heap.allocate(layout).unwrap();
+    // SAFETY: allocated above.
+    unsafe { heap.free(block, layout) };
+    let stats = heap.cache_stats().find(|stats| stats.object_size == 64).unwrap();
+    assert_eq!((stats.magazine_rounds, stats.in_magazines, stats.empty_slabs), (0, 0, 1));
+    assert_eq!(heap.frames().stats().stocked, 0);
+}
