@@ -104,7 +104,7 @@ impl<P: Platform> Heap<P> {
     }
 
     /// A heap within this one, which has at most `limit` bytes of its page frames at a time and gives all of them back when it
-    /// is dropped, whatever is still allocated from it. It takes about 28 KiB for itself, beside the limit.
+    /// is dropped, whatever is still allocated from it. It takes 32 KiB for itself, beside the limit.
     ///
     /// # Errors
     ///
