@@ -320,13 +320,11 @@ impl<P: Platform> Core<P> {
         }
     }
 
-    /// Checks the invariants of the slabs, and that every round of a magazine is out of its slab and free.
+    /// Checks the invariants of the slabs and of the magazines.
     pub(crate) fn verify(&self, shared: &Caches<P>) -> Result<(), Broken> {
         self.slabs.verify(shared.frames())?;
-        let right = self.magazines.all_rounds(|object| self.state_of(shared, object) == Ok(CACHED));
-        let broken =
-            Broken::Cache { id: self.slabs.id, what: "a round of a magazine is not a free object of the cache" };
-        if right { Ok(()) } else { Err(broken) }
+        let magazines = self.magazines.verify(|object| self.state_of(shared, object) == Ok(CACHED));
+        magazines.map_err(|what| Broken::Cache { id: self.slabs.id, what })
     }
 }
 

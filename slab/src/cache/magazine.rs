@@ -82,6 +82,10 @@ impl Magazine {
         self.body().rounds.load(Relaxed) as usize
     }
 
+    pub(super) fn is_full(&self) -> bool {
+        self.len() == self.kind().rounds()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -380,17 +380,25 @@ impl<P: Platform> Magazines<P> {
         numbers
     }
 
-    /// Whether `is_right` holds for every round of this CPU and of the depot.
-    pub(crate) fn all_rounds(&self, is_right: impl Fn(*mut u8) -> bool) -> bool {
-        let mut right = true;
-        let mut look = |magazine: &Magazine| right &= magazine.rounds().iter().all(|&round| is_right(round));
+    /// Checks what this CPU and the depot have. `Err` says what is wrong; `is_right` says whether a round is.
+    pub(crate) fn verify(&self, is_right: impl Fn(*mut u8) -> bool) -> Result<(), &'static str> {
+        let (mut rounds, mut fill) = (true, true);
+        let mut look = |magazine: &Magazine| rounds &= magazine.rounds().iter().all(|&round| is_right(round));
         let _interrupts = Interrupts::<P>::disable();
         if let Some(cpu) = self.this_cpu() {
             cpu.loaded.with(&mut look);
             cpu.previous.with(&mut look);
+            fill &= cpu.previous.with(|previous| previous.is_full() || previous.is_empty()).unwrap_or(true);
         }
-        self.depot.lock().full.for_each(&mut look);
-        right
+        let depot = self.depot.lock();
+        depot.full.for_each(&mut look);
+        depot.full.for_each(|magazine| fill &= magazine.is_full());
+        depot.empty.for_each(|magazine| fill &= magazine.is_empty());
+        match (rounds, fill) {
+            (false, _) => Err("a round of a magazine is not a free object of the cache"),
+            (_, false) => Err("a previous magazine, or one of the depot, is not as full or empty as it must be"),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -1,6 +1,9 @@
+use core::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::sync_channel;
 
 use super::*;
+use crate::Broken;
+use crate::cache::USED;
 
 /// Objects of 256 bytes have magazines of 14 rounds at first.
 const SIZE: usize = 256;
@@ -346,4 +349,34 @@ fn a_platform_without_magazines_keeps_nothing_back() {
     let stats = heap.cache_stats().find(|stats| stats.object_size == 64).unwrap();
     assert_eq!((stats.magazine_rounds, stats.in_magazines, stats.empty_slabs), (0, 0, 1));
     assert_eq!(heap.frames().stats().stocked, 0);
+}
+
+#[test]
+fn verify_sees_a_round_that_is_no_free_object() {
+    let machine = Machine::new(START, 512);
+    let heap: crate::Heap<Threads> = machine.heap_on();
+    let caches = heap.caches();
+    let core = caches.class(7);
+    let object = core.allocate(caches, true, USED).unwrap().as_ptr();
+    // SAFETY: allocated above.
+    unsafe { core.free(caches, object, USED) }.unwrap();
+    assert_eq!(heap.verify(), Ok(()));
+    let (slab, slot) = core.slabs.find(heap.frames(), object).unwrap();
+    let state = slab.states()[slot].swap(USED, Relaxed);
+    let what = "a round of a magazine is not a free object of the cache";
+    assert_eq!(heap.verify(), Err(Broken::Cache { id: 7, what }));
+    slab.states()[slot].store(state, Relaxed);
+    assert_eq!(heap.verify(), Ok(()));
+}
+
+#[test]
+fn a_magazine_that_is_begun_is_the_loaded_one() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on();
+    let cache = cache(&heap);
+    allocate(&cache, 2 * ROUNDS).into_iter().for_each(|object| free(&cache, object));
+    let objects = allocate(&cache, ROUNDS + 1);
+    assert_eq!(heap.verify(), Ok(()));
+    objects.into_iter().for_each(|object| free(&cache, object));
+    assert_eq!(heap.verify(), Ok(()));
 }
