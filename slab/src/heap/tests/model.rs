@@ -74,7 +74,10 @@ fn run<P: Platform>(heap: &super::super::Heap<P>, steps: Vec<Step>) {
     let (mut live, mut now) = (Live::new(), 0);
     for (number, step) in steps.into_iter().enumerate() {
         apply(heap, &mut live, step, number as u8, &mut now);
-        assert_eq!(heap.verify(), Ok(()));
+        // Looking at everything takes minutes under Miri.
+        if !cfg!(miri) || number % 10 == 9 {
+            assert_eq!(heap.verify(), Ok(()));
+        }
     }
     let mut visited = BTreeMap::new();
     heap.for_each_block(|block, size| _ = visited.insert(block, size));
