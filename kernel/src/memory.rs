@@ -80,8 +80,8 @@ pub(crate) unsafe fn map_device(address: PhysAddr) -> VirtAddr {
     virtual_address
 }
 
-/// Maps `pages` new page frames, one by one and in no order, from `start` on: writable, not executable, for the kernel alone. Whether it
-/// has: where there is no memory, or a page is mapped already, nothing is mapped.
+/// Maps `pages` new page frames, one by one and in no order, from `start` on: writable, not executable, for the kernel
+/// alone. Whether it has: where there is no memory, or a page is mapped already, nothing is mapped.
 pub fn map_new(start: VirtAddr, pages: usize) -> bool {
     let flags = PageTableFlags::PRESENT | PageTableFlags::WRITABLE | PageTableFlags::NO_EXECUTE;
     for done in 0..pages {

@@ -18,8 +18,8 @@ pub(crate) enum Fault {
     BadSize { freed: usize, allocated: usize },
     /// It is an object of another cache.
     WrongCache { freed: CacheName, owner: CacheName },
-    /// Not the caller's fault: a magazine holds what is not a free object of its cache, because a free raced with another of
-    /// the same object, or something wrote over the magazine.
+    /// Not the caller's fault: a magazine holds what is not a free object of its cache, because a free raced with
+    /// another of the same object, or something wrote over the magazine.
     BadRound,
     /// Another number of frames was allocated.
     BadFrameCount { freed: u32, allocated: u32 },

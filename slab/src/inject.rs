@@ -4,7 +4,8 @@
 //! says. A refused request fails at once, as if there were no memory; nothing is reclaimed and no hook is asked for its
 //! sake. Without the feature none of this is compiled in: an [`Injection`] is empty then, and refuses nothing.
 //!
-//! Lock: none. All fields are atomic; a request that races with a change of the mode may follow the old one or the new one.
+//! Lock: none. All fields are atomic; a request that races with a change of the mode may follow the old one or the new
+//! one.
 
 #![forbid(unsafe_code)]
 

@@ -44,10 +44,10 @@
 //!
 //! # Theory
 //!
-//! The design is that of two papers: J. Bonwick, *The Slab Allocator: An Object-Caching Kernel Memory Allocator* (USENIX
-//! Summer 1994), and J. Bonwick and J. Adams, *Magazines and Vmem: Extending the Slab Allocator to Many CPUs and Arbitrary
-//! Resources* (USENIX 2001). The buddy system beneath is D. Knuth's (*The Art of Computer Programming*, vol. 1, 2.5). From
-//! the top down:
+//! The design is that of two papers: J. Bonwick, *The Slab Allocator: An Object-Caching Kernel Memory Allocator*
+//! (USENIX Summer 1994), and J. Bonwick and J. Adams, *Magazines and Vmem: Extending the Slab Allocator to Many CPUs
+//! and Arbitrary Resources* (USENIX 2001). The buddy system beneath is D. Knuth's (*The Art of Computer Programming*,
+//! vol. 1, 2.5). From the top down:
 //!
 //! | layer | module | what it does |
 //! |---|---|---|
@@ -57,19 +57,20 @@
 //! | page frames | `frames` | three zones, each a binary buddy system, with a record for each frame that says who owns it |
 //! | memory map | [`memory`] | firmware's regions, made sorted, disjoint and page-aligned |
 //!
-//! Beside them are `arena`; [`reclaim`]; [`platform`], what the kernel lends; `lock`, a spin lock that keeps interrupts off;
+//! Beside them are `arena`; [`reclaim`]; [`platform`], what the kernel lends; `lock`, a spin lock that keeps interrupts
+//! off;
 //! `fault`, the report of a bad free; and [`stats`], the numbers. Calls go down only.
 //!
 //! ## An allocation's way
 //!
-//! A request of up to 8 KiB goes to the cache of its class. If the CPU's *loaded* magazine has a round, that is the object: a
-//! few instructions with interrupts off, and no lock. If not, the *previous* magazine is tried, and then a full one is
-//! fetched from the depot. Only if there is none does the slab layer take an object from the fullest slab that has one,
-//! and only if there is none does it make a slab. A free goes the same way back.
+//! A request of up to 8 KiB goes to the cache of its class. If the CPU's *loaded* magazine has a round, that is the
+//! object: a few instructions with interrupts off, and no lock. If not, the *previous* magazine is tried, and then a
+//! full one is fetched from the depot. Only if there is none does the slab layer take an object from the fullest slab
+//! that has one, and only if there is none does it make a slab. A free goes the same way back.
 //!
-//! How many rounds a magazine has depends on the object's size and grows where CPUs meet at a depot. What was not needed during an
-//! interval, full magazines and empty slabs, goes back to the page frames when the kernel calls [`Heap::maintain`]; when
-//! memory is short everything of that kind does, by itself.
+//! How many rounds a magazine has depends on the object's size and grows where CPUs meet at a depot. What was not
+//! needed during an interval, full magazines and empty slabs, goes back to the page frames when the kernel calls
+//! [`Heap::maintain`]; when memory is short everything of that kind does, by itself.
 //!
 //! ## The states of an object
 //!
@@ -79,38 +80,41 @@
 //! | free | its slab; it is constructed, if the cache constructs |
 //! | cached | a magazine; constructed |
 //! | used | whoever allocated it |
+//! | lent | the same, for a smaller size class that had no memory |
 //!
-//! A byte outside the object says which, and is set and tested at each step. The allocator never writes into an object, neither
-//! while it is used nor while it is free: what a constructor or a user leaves there stays.
+//! A byte outside the object says which, and is set and tested at each step. The allocator never writes into an object,
+//! neither while it is used nor while it is free: what a constructor or a user leaves there stays.
 //!
 //! ## The frame record
 //!
-//! Every page frame has a record of sixteen bytes, 0.39 % of memory, in tables of their own. It makes a free safe and short:
-//! from the pointer's frame to its cache in a few loads, with no look at the memory that the pointer points to. It is also
-//! how two buddies know each other, so that free memory is never touched. The largest range of the first memory map has its
-//! records in one table; for all other memory they are in a radix tree of page frames, so a hole in the map costs nothing.
+//! Every page frame has a record of sixteen bytes, 0.39 % of memory, in tables of their own. It makes a free safe and
+//! short: from the pointer's frame to its cache in a few loads, with no look at the memory that the pointer points to.
+//! It is also how two buddies know each other, so that free memory is never touched. The largest range of the first
+//! memory map has its records in one table; for all other memory they are in a radix tree of page frames, so a hole in
+//! the map costs nothing.
 //!
 //! ## Locks
 //!
-//! A CPU's magazines and its stock of page frames have no lock: only that CPU touches them, with interrupts off. There is a
-//! lock for the registry of caches, for each depot, each slab list, each arena and each zone of page frames, and they are taken
-//! in that order. Each disables interrupts on its CPU while it is held, so an interrupt handler may allocate and free.
-//! No panic message, constructor, callback or formatter runs under a lock. NMI handlers must not call the allocator.
+//! A CPU's magazines and its stock of page frames have no lock: only that CPU touches them, with interrupts off. There
+//! is a lock for the registry of caches, for each depot, each slab list, each arena and each zone of page frames, and
+//! they are taken in that order. Each disables interrupts on its CPU while it is held, so an interrupt handler may
+//! allocate and free. No panic message, constructor, callback or formatter runs under a lock. NMI handlers must not
+//! call the allocator.
 //!
 //! ## Bad frees
 //!
 //! In release builds too, a free is refused before it has changed anything if the pointer is free already, was never
-//! allocated, is not the start of an allocation or not this allocator's, belongs to another cache, or if its size class is
-//! another than the layout's. The report is a panic that names the pointer and the reason. Not caught are a second free after
-//! the slot has been allocated anew, an alignment that leads to the same size class, and writes outside an object or after
-//! its free.
+//! allocated, is not the start of an allocation or not this allocator's, belongs to another cache, or if its size class
+//! is another than the layout's. The report is a panic that names the pointer and the reason. Not caught are a second
+//! free after the slot has been allocated anew, an alignment that leads to the same size class, and writes outside an
+//! object or after its free.
 //!
 //! # Limits
 //!
 //! - 64-bit machines, 4 KiB pages, memory below 16 TiB, all of it mapped at one offset; or ranges of virtual addresses that
 //!   lie within 8 TiB of the first.
 //! - A block of the heap has at most 1 GiB, an object of a cache at most 4 MiB.
-//! - A heap with less than 1 MiB has no magazines: what they hold would be missed.
+//! - A heap with less than 1 MiB, or 64 KiB a CPU, has no magazines: what they hold would be missed.
 //! - Magazines of other CPUs are given up when those CPUs next free something or call [`Heap::maintain`], not at once.
 //!
 //! # Features
@@ -133,8 +137,8 @@
 //! | `heap`, `source` | `GlobalAlloc`, and heaps within heaps |
 //! | `arena::tags` | boundary tags in page frames |
 //!
-//! All else denies it: the memory map, orders and zones, the buddy system, the layout of slabs, the sizes of classes and magazines,
-//! what is done under pressure, the policy of arenas, and the statistics.
+//! All else denies it: the memory map, orders and zones, the buddy system, the layout of slabs, the sizes of classes
+//! and magazines, what is done under pressure, the policy of arenas, and the statistics.
 
 #![cfg_attr(not(test), no_std)]
 #![deny(missing_docs)]

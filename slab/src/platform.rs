@@ -1,7 +1,7 @@
 //! What the kernel lends the allocator.
 //!
-//! The allocator runs on whatever CPU calls it, in threads and in interrupt handlers alike. It needs to know which CPU that
-//! is, and how to keep everything else off it for a few instructions.
+//! The allocator runs on whatever CPU calls it, in threads and in interrupt handlers alike. It needs to know which CPU
+//! that is, and how to keep everything else off it for a few instructions.
 
 /// The CPUs as the allocator needs them.
 ///
@@ -63,8 +63,8 @@ unsafe impl Platform for X86_64 {
     }
 }
 
-/// A platform without the per-CPU layer: nothing is kept in magazines and stocks, and their code is left out. For a kernel on
-/// one CPU that wants every free object back in its slab: `Heap<WithoutMagazines<X86_64>>`.
+/// A platform without the per-CPU layer: nothing is kept in magazines and stocks, and their code is left out. For a
+/// kernel on one CPU that wants every free object back in its slab: `Heap<WithoutMagazines<X86_64>>`.
 #[derive(Debug, Clone, Copy)]
 pub struct WithoutMagazines<P>(core::marker::PhantomData<P>);
 

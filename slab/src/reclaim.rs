@@ -1,6 +1,7 @@
 //! What happens when memory is short: from giving back what nobody uses to asking the kernel.
 //!
-//! An allocation that fails goes through these steps, and tries again after each, until it succeeds or the last one has nothing more:
+//! An allocation that fails goes through these steps, and tries again after each, until it succeeds or the last one has
+//! nothing more:
 //!
 //! 1. the allocator gives back what it holds and does not use: magazines, empty slabs, stocks of frames;
 //! 2. the *reclaim callbacks* of caches' owners, in the order of their registration, each followed by step 1, since what they
@@ -8,8 +9,8 @@
 //! 3. the *out-of-memory hook*, which may add memory, end a program, or give up; again as long as it says so, up to
 //!    [`MOST_RETRIES`] times.
 //!
-//! The same happens before anything fails, in [`Heap::maintain`](crate::Heap::maintain), when a zone is below its low watermark: steps 1 and 2, until
-//! it is above the high one.
+//! The same happens before anything fails, in [`Heap::maintain`](crate::Heap::maintain), when fewer page frames are
+//! free than the low watermarks of all zones say together: steps 1 and 2, until as many are free as the high ones say.
 //!
 //! No lock is held meanwhile: callbacks and hook may allocate and free. What they allocate does not start these steps
 //! over: it gets memory that is free, or fails.

@@ -1,8 +1,8 @@
 //! Memory that somebody else owns and lends, page frame by page frame.
 //!
-//! A kernel whose own allocator keeps the memory map lends the heap what it needs, by a [`FrameSource`]. A heap's page frames
-//! are such a source too: that is how several heaps stand side by side, each with a name and a limit, and each given
-//! back as a whole; see [`Heap::create_heap`](crate::Heap::create_heap).
+//! A kernel whose own allocator keeps the memory map lends the heap what it needs, by a [`FrameSource`]. A heap's page
+//! frames are such a source too: that is how several heaps stand side by side, each with a name and a limit, and each
+//! given back as a whole; see [`Heap::create_heap`](crate::Heap::create_heap).
 
 use core::fmt;
 use core::ops::Deref;

@@ -52,17 +52,18 @@ impl FrameStats {
         Order::new(largest as u32)
     }
 
-    /// How far free memory is from being one block, from 0 (it is one) to 1000 (it is in small pieces): 1 less the share of
-    /// the largest free block in the free frames, in thousandths. 0 where nothing is free.
+    /// How far free memory is from being one block, from 0 (it is one) to 1000 (it is in small pieces): 1 less the
+    /// share of the largest free block in the free frames, in thousandths. 0 where nothing is free.
     pub fn fragmentation(&self) -> u32 {
         let largest = self.largest_block().map_or(0, |order| order.frames() as usize);
         share(self.free.saturating_sub(largest), self.free)
     }
 
-    /// The unusable free space index for `order`: the share of the free frames that no request for a block of that order can
-    /// use, as they are in smaller blocks or in stocks; from 0 (none) to 1000 (all). 0 where nothing is free.
+    /// The unusable free space index for `order`: the share of the free frames that no request for a block of that
+    /// order can use, as they are in smaller blocks or in stocks; from 0 (none) to 1000 (all). 0 where nothing is free.
     ///
-    /// After M. Gorman and A. Whitcroft, *The What, The Why and the Where To of Anti-Fragmentation* (Ottawa Linux Symposium 2006).
+    /// After M. Gorman and A. Whitcroft, *The What, The Why and the Where To of Anti-Fragmentation* (Ottawa Linux
+    /// Symposium 2006).
     pub fn unusable(&self, order: Order) -> u32 {
         let usable: usize = order.and_up().map(|order| self.free_blocks[order.index()] << order.get()).sum();
         share(self.free.saturating_sub(usable), self.free)

@@ -9,8 +9,9 @@
 //!
 //! # Command line
 //!
-//! Words of the form `key=value`, separated by spaces. `tests=` picks what runs and in which order: a comma-separated list
-//! of test numbers (`7`), ranges (`0-5`) and texts (every ordinary test whose name contains it). Without it every ordinary test runs.
+//! Words of the form `key=value`, separated by spaces. `tests=` picks what runs and in which order: a comma-separated
+//! list of test numbers (`7`), ranges (`0-5`) and texts (every ordinary test whose name contains it). Without it every
+//! ordinary test runs.
 
 use core::fmt::{self, Write};
 
@@ -242,7 +243,8 @@ impl Text {
 pub struct Test {
     /// Module path and function name, without the path that all tests share.
     pub name: Text,
-    /// The headline of the report with which this test must stop the kernel, see [`Expectation`]; empty for one that returns.
+    /// The headline of the report with which this test must stop the kernel, see [`Expectation`]; empty for one that
+    /// returns.
     pub stops_with: Text,
     /// The test itself. It fails by panicking.
     pub run: fn(),

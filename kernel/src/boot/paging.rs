@@ -43,8 +43,8 @@ unsafe impl FrameAllocator<Size4KiB> for EarlyFrames {
     }
 }
 
-/// Makes tables that map physical memory up to the address `end` at [`memory::PHYSICAL_MEMORY`], and the image at its place
-/// with each segment's permissions. `None` when there are too few frames.
+/// Makes tables that map physical memory up to the address `end` at [`memory::PHYSICAL_MEMORY`], and the image at its
+/// place with each segment's permissions. `None` when there are too few frames.
 ///
 /// # Safety
 ///

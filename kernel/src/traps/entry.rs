@@ -43,8 +43,8 @@ const STRIDE: u64 = 16;
 
 /// The code of all 256 vectors, one after the other.
 ///
-/// Each pushes its number, below the error code (0 where the CPU pushes none: Intel SDM vol. 3, table 6-1), and continues at
-/// [`save_and_call`].
+/// Each pushes its number, below the error code (0 where the CPU pushes none: Intel SDM vol. 3, table 6-1), and
+/// continues at [`save_and_call`].
 #[unsafe(naked)]
 unsafe extern "sysv64" fn vectors() {
     naked_asm!(

@@ -1,9 +1,9 @@
 //! Arenas: ranges of integers, such as virtual addresses, process ids or ports.
 //!
-//! An [`Arena`] has *spans* of integers and hands out *segments* of them: the vmem of J. Bonwick and J. Adams, *Magazines and
-//! Vmem* (USENIX 2001), section 4. What the integers mean is the user's business; an arena never accesses what they may
-//! point to. It keeps a boundary tag for each segment (Knuth, *The Art of Computer Programming*, vol. 1, 2.5) in page
-//! frames of its own, so that a freed segment finds its neighbours and merges with them at once.
+//! An [`Arena`] has *spans* of integers and hands out *segments* of them: the vmem of J. Bonwick and J. Adams,
+//! *Magazines and Vmem* (USENIX 2001), section 4. What the integers mean is the user's business; an arena never
+//! accesses what they may point to. It keeps a boundary tag for each segment (Knuth, *The Art of Computer Programming*,
+//! vol. 1, 2.5) in page frames of its own, so that a freed segment finds its neighbours and merges with them at once.
 //!
 //! | call | time |
 //! |---|---|
@@ -14,13 +14,13 @@
 //!
 //! [Quantum caches](Arena::with_quantum_caches) make that a matter of each CPU for the smallest segments.
 //!
-//! An arena with a [`Source`], which may be another arena, imports a span when nothing fits, and gives it back when it is wholly
-//! free.
+//! An arena with a [`Source`], which may be another arena, imports a span when nothing fits, and gives it back when it
+//! is wholly free.
 //!
 //! # Virtual addresses
 //!
-//! Stacks of 28 KiB, each with a page below that is never mapped. The alignment makes the rest of the address tell a fault in the
-//! guard page:
+//! Stacks of 28 KiB, each with a page below that is never mapped. The alignment makes the rest of the address tell a
+//! fault in the guard page:
 //!
 //! ```
 //! use kslab::arena::{Arena, ArenaError, Constraints};
@@ -98,8 +98,8 @@
 //!
 //! # Bounds
 //!
-//! A span may reach up to 2^64 - 1 inclusive; all spans of an arena together have at most 2^64 - 1 integers. There are at most 2.5
-//! million spans and segments. A segment is freed as a whole, with the size it was allocated with.
+//! A span may reach up to 2^64 - 1 inclusive; all spans of an arena together have at most 2^64 - 1 integers. There are
+//! at most 2.5 million spans and segments. A segment is freed as a whole, with the size it was allocated with.
 //!
 //! # Locks
 //!
@@ -109,7 +109,8 @@
 //! # Where what is
 //!
 //! `tags`: the memory of the boundary tags, the only `unsafe`; `chain`, `lists`, `index`: lists of them; `segments`: spans, splits
-//! and merges; `fit`, `search`: which segment; `quantum`: magazines; `source`: imports; `walk`, `stats`, `verify`: questions.
+//! and merges; `fit`, `search`: which segment; `quantum`: magazines; `source`: imports; `walk`, `stats`, `verify`:
+//! questions.
 
 #![deny(unsafe_code)]
 
@@ -177,8 +178,8 @@ pub struct Arena<'a, P: Platform> {
 }
 
 impl<'a, P: Platform> Arena<'a, P> {
-    /// An arena without spans. All that it hands out are multiples of `quantum`, a power of two: with another one every request
-    /// is refused. Its boundary tags will lie in the page frames of `caches`.
+    /// An arena without spans. All that it hands out are multiples of `quantum`, a power of two: with another one every
+    /// request is refused. Its boundary tags will lie in the page frames of `caches`.
     pub const fn new(caches: &'a Caches<P>, name: &'static str, quantum: u64) -> Self {
         Self::importing(caches, name, quantum, None)
     }
@@ -204,8 +205,9 @@ impl<'a, P: Platform> Arena<'a, P> {
         Self::importing(caches, name, quantum, Some(Import { source, unit }))
     }
 
-    /// The same, with quantum caches for segments of 1 to `sizes` quanta, at most [`MOST_QUANTA`]: where no constraint says
-    /// otherwise, each CPU keeps what it frees of these sizes in magazines, and takes it from there without a lock.
+    /// The same, with quantum caches for segments of 1 to `sizes` quanta, at most [`MOST_QUANTA`]: where no constraint
+    /// says otherwise, each CPU keeps what it frees of these sizes in magazines, and takes it from there without a
+    /// lock.
     ///
     /// The arena counts what is in magazines as allocated. A free of such a segment is not checked at once: one that is
     /// wrong shows in [`ArenaStats::refused`] only when the magazine is emptied, and the segment may have been handed out
@@ -311,7 +313,8 @@ impl<'a, P: Platform> Arena<'a, P> {
         result.map_err(|error| if error == ArenaError::NoMemory { error } else { bad })
     }
 
-    /// Frees the `size` integers from `start` on, which were allocated as one segment. `size` is rounded up as for the allocation.
+    /// Frees the `size` integers from `start` on, which were allocated as one segment. `size` is rounded up as for the
+    /// allocation.
     ///
     /// # Errors
     ///
@@ -380,7 +383,8 @@ impl<'a, P: Platform> Arena<'a, P> {
         }
     }
 
-    /// A line for each span and each segment. Printing them allocates nothing, and no lock is held while the text is written.
+    /// A line for each span and each segment. Printing them allocates nothing, and no lock is held while the text is
+    /// written.
     pub fn map(&self) -> impl fmt::Display {
         Map(self)
     }

@@ -1,8 +1,8 @@
 //! Quantum caches: magazines of the smallest segments (section 4.4.4 of the paper).
 //!
-//! A segment of one to [`MOST`] quanta that is freed goes into a magazine of its size, and comes from there: with no lock, and
-//! no search, split or merge. For the arena it stays allocated meanwhile. A round is the segment's first integer in the
-//! shape of a pointer, which is never followed.
+//! A segment of one to [`MOST`] quanta that is freed goes into a magazine of its size, and comes from there: with no
+//! lock, and no search, split or merge. For the arena it stays allocated meanwhile. A round is the segment's first
+//! integer in the shape of a pointer, which is never followed.
 
 #![deny(unsafe_code)]
 

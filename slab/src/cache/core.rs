@@ -1,7 +1,7 @@
 //! One cache: magazines over slabs, and the life of an object.
 //!
-//! An object is constructed when it first leaves its slab, and stays constructed, in use or free, until its slab goes back
-//! to the page frames. Neither happens with a lock held.
+//! An object is constructed when it first leaves its slab, and stays constructed, in use or free, until its slab goes
+//! back to the page frames. Neither happens with a lock held.
 
 use core::fmt;
 use core::ptr::NonNull;
@@ -134,8 +134,8 @@ impl<P: Platform> Core<P> {
         count(&self.failures);
     }
 
-    /// Fills the front of `objects` from slabs that are there, past the magazines, with one hold of the lock. Objects that are
-    /// to be constructed do not come this way.
+    /// Fills the front of `objects` from slabs that are there, past the magazines, with one hold of the lock. Objects
+    /// that are to be constructed do not come this way.
     pub(super) fn allocate_bulk(&self, shared: &Caches<P>, objects: &mut [*mut u8]) -> usize {
         if self.slabs.lifecycle.is_some() {
             return 0;
@@ -178,7 +178,8 @@ impl<P: Platform> Core<P> {
         }
     }
 
-    /// Frees an object that was allocated in the state `state`. What is no such object is a fault, and nothing has changed.
+    /// Frees an object that was allocated in the state `state`. What is no such object is a fault, and nothing has
+    /// changed.
     ///
     /// # Safety
     ///

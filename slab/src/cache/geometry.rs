@@ -7,10 +7,12 @@
 //! | colour | slot 0 | slot 1 | ... | slot n-1 | unused | header | state 0 | state 1 | ... |
 //! ```
 //!
-//! A slab is as few page frames as lose at most an eighth of themselves. What is lost is used for *colour*: the objects of
-//! one slab start a little later than those of the slab before, so that they do not compete for the same cache lines.
+//! A slab is as few page frames as lose at most an eighth of themselves. What is lost is used for *colour*: the objects
+//! of one slab start a little later than those of the slab before, so that they do not compete for the same cache
+//! lines.
 //!
-//! The slabs of the heap's size classes; lost is what no object has, header and states included, also where they are elsewhere:
+//! The slabs of the heap's size classes; lost is what no object has, header and states included, also where they are
+//! elsewhere:
 //!
 //! | bytes | KiB a slab | objects | bytes lost | % | colours |
 //! |---|---|---|---|---|---|

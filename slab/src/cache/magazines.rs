@@ -1,12 +1,12 @@
 //! The per-CPU layer: magazines in front of a cache (Bonwick & Adams 2001, section 3).
 //!
-//! Each CPU has a *loaded* magazine, from which it allocates and into which it frees, and the *previous* one, which is full
-//! or empty, so that a CPU that goes back and forth at the end of a magazine only swaps the two. When both are empty, or
-//! both full, it exchanges one with the *depot*, which all CPUs share. When the depot has none either, the caller goes
-//! to the layer below.
+//! Each CPU has a *loaded* magazine, from which it allocates and into which it frees, and the *previous* one, which is
+//! full or empty, so that a CPU that goes back and forth at the end of a magazine only swaps the two. When both are
+//! empty, or both full, it exchanges one with the *depot*, which all CPUs share. When the depot has none either, the
+//! caller goes to the layer below.
 //!
-//! What a CPU has is guarded by its interrupts being off, and needs no lock; the depot has one. Magazines are allocated, and
-//! their rounds given to the layer below, with interrupts as they were and no lock held.
+//! What a CPU has is guarded by its interrupts being off, and needs no lock; the depot has one. Magazines are
+//! allocated, and their rounds given to the layer below, with interrupts as they were and no lock held.
 //!
 //! Invariant: a round in a magazine belongs to this layer alone, and a magazine to the place or list that it is in.
 
@@ -258,7 +258,8 @@ impl<P: Platform> Magazines<P> {
         Some(unsafe { &*cpus.add(number) })
     }
 
-    /// Goes up with each reason to give up the magazines there are: when memory is called for, and when larger ones are made.
+    /// Goes up with each reason to give up the magazines there are: when memory is called for, and when larger ones are
+    /// made.
     fn epoch(&self, shared: &Caches<P>) -> u32 {
         shared.reap_epoch().wrapping_add(self.kind().index().into())
     }
@@ -350,7 +351,8 @@ impl<P: Platform> Magazines<P> {
         list(&mut self.depot.lock()).pop()
     }
 
-    /// An interval is over: frees the magazines that the depot did without, and sizes new ones by the contention there was.
+    /// An interval is over: frees the magazines that the depot did without, and sizes new ones by the contention there
+    /// was.
     pub(crate) fn end_interval(&self, shared: &Caches<P>, flush: impl Fn(&[*mut u8])) {
         let Some(largest) = self.largest else { return };
         let (full, empty) = {

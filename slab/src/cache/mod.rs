@@ -8,8 +8,8 @@
 //! | `slabs`, `slab`, `geometry` | the slab layer |
 //! | `shared` | what all caches of one allocator have in common |
 //!
-//! Locks, in this order: the registry of caches, a depot, a slab list, the page frames. What a CPU has in its own magazines
-//! is guarded by its interrupts being off.
+//! Locks, in this order: the registry of caches, a depot, a slab list, the page frames. What a CPU has in its own
+//! magazines is guarded by its interrupts being off.
 
 mod core;
 mod geometry;

@@ -90,13 +90,13 @@ impl<'a, P: Platform> Cache<'a, P> {
     /// Constructs objects: `init` when their memory enters the cache, `fini` when it leaves it. In between an object is
     /// allocated and freed any number of times, and whoever frees it leaves it constructed.
     ///
-    /// Neither is called with a lock held; both may allocate and free, from this cache too, but not end a cache. An `init` that
-    /// fails or panics leaves its slot free; a `fini` that panics is not called again for its object.
+    /// Neither is called with a lock held; both may allocate and free, from this cache too, but not end a cache. An
+    /// `init` that fails or panics leaves its slot free; a `fini` that panics is not called again for its object.
     ///
     /// # Safety
     ///
-    /// Both are called with a pointer to an object of the cache's layout that is nobody else's: `init` with memory that is not
-    /// initialised, `fini` with what `init` made of it and users left of it.
+    /// Both are called with a pointer to an object of the cache's layout that is nobody else's: `init` with memory that
+    /// is not initialised, `fini` with what `init` made of it and users left of it.
     #[must_use]
     pub const unsafe fn with_constructor(
         mut self,
@@ -121,8 +121,8 @@ impl<'a, P: Platform> Cache<'a, P> {
     ///
     /// # Errors
     ///
-    /// See [`AllocError`]; nothing has changed then. Before it fails for want of memory it has had memory given back and called
-    /// the callbacks of [`reclaim`](crate::reclaim).
+    /// See [`AllocError`]; nothing has changed then. Before it fails for want of memory it has had memory given back
+    /// and called the callbacks of [`reclaim`](crate::reclaim).
     #[inline]
     pub fn allocate(&self) -> Result<NonNull<u8>, AllocError> {
         let core = self.core()?;
@@ -160,8 +160,8 @@ impl<'a, P: Platform> Cache<'a, P> {
         filled
     }
 
-    /// Frees an object. What is no allocated object of this cache is refused with a report: see *Bad frees* in the crate's
-    /// documentation.
+    /// Frees an object. What is no allocated object of this cache is refused with a report: see *Bad frees* in the
+    /// crate's documentation.
     ///
     /// # Safety
     ///
@@ -196,8 +196,8 @@ impl<'a, P: Platform> Cache<'a, P> {
         }
     }
 
-    /// Frees many objects with few holds of a lock, past the magazines. One that is refused stops it with the report: those before it
-    /// are freed then.
+    /// Frees many objects with few holds of a lock, past the magazines. One that is refused stops it with the report:
+    /// those before it are freed then.
     ///
     /// # Safety
     ///
@@ -252,8 +252,8 @@ impl<'a, P: Platform> Cache<'a, P> {
         }
     }
 
-    /// Ends the cache: the objects in all magazines go back, those that are constructed are destroyed, and the slabs go back to
-    /// the page frames.
+    /// Ends the cache: the objects in all magazines go back, those that are constructed are destroyed, and the slabs go
+    /// back to the page frames.
     ///
     /// # Errors
     ///
@@ -331,8 +331,8 @@ impl<'a, P: Platform> Cache<'a, P> {
     }
 }
 
-/// Ends the cache as [`destroy`](Cache::destroy) does. With objects still allocated it and they stay as they are for good: in
-/// tables, and usable by pointer.
+/// Ends the cache as [`destroy`](Cache::destroy) does. With objects still allocated it and they stay as they are for
+/// good: in tables, and usable by pointer.
 impl<P: Platform> Drop for Cache<'_, P> {
     fn drop(&mut self) {
         let Some(core) = self.existing() else { return };

@@ -12,8 +12,9 @@ use crate::platform::Platform;
 /// A minimum of objects of a cache that only the holder of this can have.
 ///
 /// [`allocate`](Self::allocate) asks the cache first, and takes from the reserve what the cache cannot give;
-/// [`free`](Self::free) fills the reserve up before it frees to the cache. So whoever has a reserve of n objects, and frees what it
-/// has, is served n objects deep however little memory there is. Until it is dropped, the cache counts them as allocated.
+/// [`free`](Self::free) fills the reserve up before it frees to the cache. So whoever has a reserve of n objects, and
+/// frees what it has, is served n objects deep however little memory there is. Until it is dropped, the cache counts
+/// them as allocated.
 pub struct Reserve<'c, P: Platform> {
     cache: &'c Cache<'c, P>,
     /// The free objects are the first of these.

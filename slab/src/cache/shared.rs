@@ -262,8 +262,9 @@ impl<P: Platform> Caches<P> {
         self.reap_epoch.load(Relaxed)
     }
 
-    /// Gives back what the caches hold and do not use: the magazines of this CPU and of the depots, and all empty slabs. Other
-    /// CPUs follow when they next exchange a magazine or call `maintain`. Returns the page frames that went back.
+    /// Gives back what the caches hold and do not use: the magazines of this CPU and of the depots, and all empty
+    /// slabs. Other CPUs follow when they next exchange a magazine or call `maintain`. Returns the page frames that
+    /// went back.
     pub(crate) fn reap(&self) -> usize {
         self.reap_epoch.fetch_add(1, Relaxed);
         let mut frames = 0;
@@ -295,7 +296,8 @@ impl<P: Platform> Caches<P> {
         self.repay(LOAN);
     }
 
-    /// Calls `attempt` until it succeeds or there is nothing left that could help it; between the attempts memory is freed.
+    /// Calls `attempt` until it succeeds or there is nothing left that could help it; between the attempts memory is
+    /// freed.
     ///
     /// No lock is held meanwhile.
     pub(crate) fn with_relief<T>(&self, bytes: usize, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
@@ -312,8 +314,8 @@ impl<P: Platform> Caches<P> {
         None
     }
 
-    /// Puts a new cache last in the registry, gives it its numbers, and shows it in `place`. Whether it has done so: another CPU
-    /// may have put a cache there already.
+    /// Puts a new cache last in the registry, gives it its numbers, and shows it in `place`. Whether it has done so:
+    /// another CPU may have put a cache there already.
     ///
     /// # Safety
     ///
@@ -347,8 +349,8 @@ impl<P: Platform> Caches<P> {
         Ok(true)
     }
 
-    /// Takes a cache out of the registry. It waits until nobody looks at it there, which is short: but whoever is called back
-    /// while it is looked at, a destructor of its objects above all, must not come here.
+    /// Takes a cache out of the registry. It waits until nobody looks at it there, which is short: but whoever is
+    /// called back while it is looked at, a destructor of its objects above all, must not come here.
     pub(super) fn unregister(&self, cache: &Core<P>) {
         let registry = loop {
             let registry = self.registry.lock();
@@ -427,7 +429,8 @@ impl<P: Platform> Caches<P> {
     ///
     /// # Errors
     ///
-    /// The first that does not hold. While other CPUs allocate and free, a count may be reported that was only on its way.
+    /// The first that does not hold. While other CPUs allocate and free, a count may be reported that was only on its
+    /// way.
     pub fn verify(&self) -> Result<(), Broken> {
         self.frames.verify()?;
         let mut result = Ok(());
@@ -440,8 +443,8 @@ impl<P: Platform> Caches<P> {
     }
 }
 
-/// How many frames to ask a source for, one after the other, so that a run of `count` with this alignment can surely be cut from
-/// them, with room for their records.
+/// How many frames to ask a source for, one after the other, so that a run of `count` with this alignment can surely be
+/// cut from them, with room for their records.
 fn loan_sizes(count: u32, alignment: Order) -> impl Iterator<Item = usize> {
     let surely = (count + alignment.frames() - 1) as usize;
     let records = surely.div_ceil(RECORDS_IN_FRAME) + TREE_NODES;

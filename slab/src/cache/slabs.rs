@@ -141,8 +141,8 @@ impl<P: Platform> Slabs<P> {
         Ok(object)
     }
 
-    /// Takes objects back whose slots are [`CACHED`], all with one hold of the lock. What is no such object is reported when
-    /// the others are back.
+    /// Takes objects back whose slots are [`CACHED`], all with one hold of the lock. What is no such object is reported
+    /// when the others are back.
     pub(crate) fn put(&self, shared: &Caches<P>, objects: &[*mut u8], constructed: bool) {
         let frames = shared.frames();
         let mut bad = None;
@@ -200,8 +200,8 @@ impl<P: Platform> Slabs<P> {
 
     /// The slab and slot of an object of this cache.
     ///
-    /// Needs no lock where the object is not free: its slab then stays. Of any other pointer it says at once that it is no
-    /// object of this cache, or it reads a state that is no [`USED`].
+    /// Needs no lock where the object is not free: its slab then stays. Of any other pointer it says at once that it is
+    /// no object of this cache, or it reads a state that is no [`USED`].
     #[inline]
     pub(crate) fn find(&self, frames: &Frames<P>, object: *const u8) -> Result<(Slab<'_>, usize), Fault> {
         let first = self.first_of(frames, object).ok_or_else(|| self.fault(frames, object))?;
@@ -401,8 +401,8 @@ impl<P: Platform> Slabs<P> {
         }
     }
 
-    /// Calls `visit` with each object that is allocated. No lock is held then; what is allocated or freed meanwhile may be
-    /// left out or visited. Empty slabs stay meanwhile.
+    /// Calls `visit` with each object that is allocated. No lock is held then; what is allocated or freed meanwhile may
+    /// be left out or visited. Empty slabs stay meanwhile.
     pub(crate) fn for_each_used(&self, frames: &Frames<P>, mut visit: impl FnMut(*mut u8)) {
         let (walk, mut position) = Walk::begin(self);
         while let Some(first) = position {
@@ -488,8 +488,8 @@ const fn links_of(list: usize) -> usize {
     if list == ALL { OF_ALL } else { BY_FULLNESS }
 }
 
-/// Empty slabs out of their lists. Those that are left when this is dropped, because a destructor has panicked, go back into
-/// them.
+/// Empty slabs out of their lists. Those that are left when this is dropped, because a destructor has panicked, go back
+/// into them.
 struct Detached<'a, P: Platform> {
     slabs: &'a Slabs<P>,
     frames: &'a Frames<P>,

@@ -19,7 +19,8 @@ use crate::stats::CacheStats;
 /// times: [`renew`](Self::renew) at each allocation, [`recycle`](Self::recycle) at each free. So what is costly to set up
 /// and is the same after each use (locks, lists, buffers) is set up once.
 ///
-/// It borrows nothing, since a cache with objects still allocated is never ended, and keeps those that are free constructed.
+/// It borrows nothing, since a cache with objects still allocated is never ended, and keeps those that are free
+/// constructed.
 pub trait Object: Sized + Send + 'static {
     /// Makes an object, when memory for it enters the cache.
     ///
@@ -31,7 +32,8 @@ pub trait Object: Sized + Send + 'static {
     /// Called when the object is allocated.
     fn renew(&mut self) {}
 
-    /// Called when the object is freed; it must be fit for its next use afterwards. One whose `recycle` panics stays allocated.
+    /// Called when the object is freed; it must be fit for its next use afterwards. One whose `recycle` panics stays
+    /// allocated.
     fn recycle(&mut self) {}
 }
 

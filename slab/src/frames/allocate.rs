@@ -16,7 +16,8 @@ impl<P: Platform> Frames<P> {
 
     /// Frees a block that [`allocate`](Self::allocate) returned.
     ///
-    /// A block that is not allocated, or has another order, is refused with a report: see *Bad frees* in the crate's documentation.
+    /// A block that is not allocated, or has another order, is refused with a report: see *Bad frees* in the crate's
+    /// documentation.
     ///
     /// # Safety
     ///
@@ -52,11 +53,11 @@ impl<P: Platform> Frames<P> {
         serve().or_else(|| if self.drain_stock() > 0 { serve() } else { None })
     }
 
-    /// As [`allocate_run`](Self::allocate_run), and all of it below the physical address `limit`, for devices that reach no
-    /// further.
+    /// As [`allocate_run`](Self::allocate_run), and all of it below the physical address `limit`, for devices that
+    /// reach no further.
     ///
-    /// A limit at a boundary of zones (16 MiB, 4 GiB) takes no longer than none; for another one the free blocks of the zone
-    /// that it lies in may have to be searched.
+    /// A limit at a boundary of zones (16 MiB, 4 GiB) takes no longer than none; for another one the free blocks of the
+    /// zone that it lies in may have to be searched.
     pub fn allocate_below(&self, count: u32, alignment: Order, limit: u64) -> Option<Frame> {
         if self.refuse() {
             return None;
@@ -83,7 +84,8 @@ impl<P: Platform> Frames<P> {
     /// Frees `count` frames that [`allocate_run`](Self::allocate_run), [`allocate_below`](Self::allocate_below) or
     /// [`allocate_at`](Self::allocate_at) returned.
     ///
-    /// Frames that are not allocated, or not so many, are refused with a report: see *Bad frees* in the crate's documentation.
+    /// Frames that are not allocated, or not so many, are refused with a report: see *Bad frees* in the crate's
+    /// documentation.
     ///
     /// # Safety
     ///
@@ -138,7 +140,8 @@ impl<P: Platform> Frames<P> {
         Ok(())
     }
 
-    /// Makes the run of `count` frames at `frame` one of `new_count`, where it is and where the frames behind it are free;
+    /// Makes the run of `count` frames at `frame` one of `new_count`, where it is and where the frames behind it are
+    /// free;
     /// `false`, and nothing done, where they are not. Faults as [`try_shrink_run`](Self::try_shrink_run) has them.
     pub(crate) fn try_grow_run(&self, frame: Frame, count: u32, new_count: u32) -> Result<bool, Fault> {
         self.check_run(frame, count)?;
@@ -160,8 +163,8 @@ impl<P: Platform> Frames<P> {
         if self.owner(frame) == Owner::Pages(count) { Ok(()) } else { Err(self.run_fault(frame, count)) }
     }
 
-    /// Fills `frames` from its start with single frames, and says with how many: fewer than asked for where there are no more.
-    /// Each is a block of order 0, to be freed by [`free`](Self::free) or [`free_bulk`](Self::free_bulk).
+    /// Fills `frames` from its start with single frames, and says with how many: fewer than asked for where there are
+    /// no more. Each is a block of order 0, to be freed by [`free`](Self::free) or [`free_bulk`](Self::free_bulk).
     pub fn allocate_bulk(&self, frames: &mut [Frame]) -> usize {
         if self.refuse() {
             return 0;
@@ -186,8 +189,8 @@ impl<P: Platform> Frames<P> {
         }
     }
 
-    /// Makes `count` frames from `first` on, a run that the caller has allocated, a slab of `cache`, a number below 2^24. `header`
-    /// says where the slab's header is: a frame, and an offset in bytes.
+    /// Makes `count` frames from `first` on, a run that the caller has allocated, a slab of `cache`, a number below
+    /// 2^24. `header` says where the slab's header is: a frame, and an offset in bytes.
     pub(crate) fn make_slab(&self, first: Frame, count: u32, cache: u32, header: (Frame, u32)) {
         if let Some(record) = self.records.get(first) {
             record.set_header(count, header);

@@ -79,8 +79,8 @@ pub(super) fn measure(ranges: impl Iterator<Item = Range<Frame>>) -> Option<(Ran
     })
 }
 
-/// The last frames of `range`, as many as the tables take and fewer than all `frames` that there are. Otherwise, the bytes
-/// needed and the bytes there.
+/// The last frames of `range`, as many as the tables take and fewer than all `frames` that there are. Otherwise, the
+/// bytes needed and the bytes there.
 pub(super) fn place_in(range: &Range<Frame>, tables: &Tables, frames: usize) -> Result<Range<Frame>, (usize, usize)> {
     let (needed, available) = (tables.frames(), length(range));
     if needed > available || needed as usize >= frames {
@@ -104,11 +104,11 @@ impl<P: Platform> Frames<P> {
         unsafe { self.take_over(UsableFrames::new(regions.into_iter()), base) }
     }
 
-    /// Takes over the pages that lie wholly in the `bytes` bytes from `start` on: a range of virtual addresses, whatever the
-    /// physical memory behind it.
+    /// Takes over the pages that lie wholly in the `bytes` bytes from `start` on: a range of virtual addresses,
+    /// whatever the physical memory behind it.
     ///
-    /// Frame numbers then count pages from 8 TiB below `start` rounded down to 1 GiB, so that a block of frames is aligned as
-    /// its addresses are, and ranges up to 8 TiB below or above can be added.
+    /// Frame numbers then count pages from 8 TiB below `start` rounded down to 1 GiB, so that a block of frames is
+    /// aligned as its addresses are, and ranges up to 8 TiB below or above can be added.
     ///
     /// # Safety
     ///
@@ -123,8 +123,8 @@ impl<P: Platform> Frames<P> {
 
     /// # Safety
     ///
-    /// The frames of `ranges`, which ascend without touching and stay the same, are memory that nobody else uses from now on,
-    /// mapped at `base` plus their addresses; `base` may be used to access them.
+    /// The frames of `ranges`, which ascend without touching and stay the same, are memory that nobody else uses from
+    /// now on, mapped at `base` plus their addresses; `base` may be used to access them.
     unsafe fn take_over(
         &self,
         ranges: impl Iterator<Item = Range<Frame>> + Clone,
@@ -188,8 +188,8 @@ impl<P: Platform> Frames<P> {
     }
 }
 
-/// The frames that lie wholly in `bytes` bytes from `start` on, where frame 0 is at `base`; frame 0 is not one of them. `None`
-/// where frame numbers do not reach so far.
+/// The frames that lie wholly in `bytes` bytes from `start` on, where frame 0 is at `base`; frame 0 is not one of them.
+/// `None` where frame numbers do not reach so far.
 pub(super) fn pages(base: *mut u8, start: *mut u8, bytes: usize) -> Option<Range<Frame>> {
     let frame_at = |address: usize| Frame::containing(address.wrapping_sub(base.addr()) as u64);
     let first = start.addr().checked_next_multiple_of(FRAME_SIZE)?;

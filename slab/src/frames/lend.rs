@@ -15,14 +15,14 @@ impl<P: Platform> Frames<P> {
         self.records.set_all(first..first.offset(count), Owner::Pages(1));
     }
 
-    /// Takes over pages that a source lends; `false`, and nothing done, where that cannot be. Where neither they nor the free memory
-    /// can hold the nodes for their records, `page` is asked for a page for each. Those are not managed, and go back when
-    /// the allocator is dissolved.
+    /// Takes over pages that a source lends; `false`, and nothing done, where that cannot be. Where neither they nor
+    /// the free memory can hold the nodes for their records, `page` is asked for a page for each. Those are not
+    /// managed, and go back when the allocator is dissolved.
     ///
     /// # Safety
     ///
-    /// As [`add_range`](Self::add_range), or where there is no memory yet, as [`init_range`](Self::init_range); and that also
-    /// holds for each page that `page` returns.
+    /// As [`add_range`](Self::add_range), or where there is no memory yet, as [`init_range`](Self::init_range); and
+    /// that also holds for each page that `page` returns.
     pub(crate) unsafe fn add_lent(
         &self,
         start: *mut u8,
@@ -48,8 +48,8 @@ impl<P: Platform> Frames<P> {
         covered && unsafe { self.add_range(start, bytes) }.is_ok()
     }
 
-    /// Takes free frames out of the allocator, largest blocks first, until no more than `keep` are free, and calls `give` with
-    /// the address of each. No lock is held then. Returns how many frames there were.
+    /// Takes free frames out of the allocator, largest blocks first, until no more than `keep` are free, and calls
+    /// `give` with the address of each. No lock is held then. Returns how many frames there were.
     pub(crate) fn return_free_to(&self, give: &mut dyn FnMut(*mut u8), keep: usize) -> usize {
         self.drain_stock();
         let mut returned = 0;
@@ -69,8 +69,8 @@ impl<P: Platform> Frames<P> {
         self.zones.lock().withdraw_block(&self.records, keep)
     }
 
-    /// Calls `give` with the address of every managed frame, be it free, allocated or the allocator's own; no lock is held then.
-    /// Afterwards the allocator is as new.
+    /// Calls `give` with the address of every managed frame, be it free, allocated or the allocator's own; no lock is
+    /// held then. Afterwards the allocator is as new.
     ///
     /// # Safety
     ///

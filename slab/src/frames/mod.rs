@@ -1,11 +1,11 @@
 //! Page frames: the buddy allocator that everything else takes its memory from.
 //!
-//! [`Frames`] hands out blocks of 2^k frames, and runs of any number of frames. A [`record`] for each frame says who owns it,
-//! and [`records`] finds it. Memory is in three [`zones`], each a buddy system of its own ([`zone`]), and in front of them
-//! each CPU has a [`stock`] of single frames.
+//! [`Frames`] hands out blocks of 2^k frames, and runs of any number of frames. A [`record`] for each frame says who
+//! owns it, and [`records`] finds it. Memory is in three [`zones`], each a buddy system of its own ([`zone`]), and in
+//! front of them each CPU has a [`stock`] of single frames.
 //!
-//! Locks: one a zone, the innermost of all. Who owns a frame may be asked without one. Memory is added and taken away by one
-//! caller at a time, without a lock: a second one is refused (`changing`).
+//! Locks: one a zone, the innermost of all. Who owns a frame may be asked without one. Memory is added and taken away
+//! by one caller at a time, without a lock: a second one is refused (`changing`).
 
 mod allocate;
 mod block;
@@ -117,8 +117,8 @@ impl<P> Frames<P> {
         self.records.owner(frame)
     }
 
-    /// Why a free of something that starts in `frame` is wrong, where no allocation starts there: the block around the frame
-    /// is free, or allocated, or there is none.
+    /// Why a free of something that starts in `frame` is wrong, where no allocation starts there: the block around the
+    /// frame is free, or allocated, or there is none.
     #[cold]
     pub(crate) fn fault_at(&self, frame: Frame) -> Fault {
         match self.owner(frame) {
@@ -170,8 +170,8 @@ impl<P: Platform> Frames<P> {
         self.zones.lock().free_frames() + self.stocks.frames()
     }
 
-    /// Whether fewer frames are free than the low watermarks of all zones say together: there is pressure. With memory short
-    /// in one zone only there is none, as long as another one can serve.
+    /// Whether fewer frames are free than the low watermarks of all zones say together: there is pressure. With memory
+    /// short in one zone only there is none, as long as another one can serve.
     pub fn below_low(&self) -> bool {
         let (low, _) = self.zones.lock().watermarks();
         self.free_frames() < low

@@ -1,7 +1,7 @@
 //! The frame record: sixteen bytes for each page frame that say who owns it.
 //!
-//! The fields are atomic, so that anybody may ask who owns a frame, with no lock held. The kind of owner, the order and the
-//! cache's number are one word, so that a reader never sees a mix of two owners.
+//! The fields are atomic, so that anybody may ask who owns a frame, with no lock held. The kind of owner, the order and
+//! the cache's number are one word, so that a reader never sees a mix of two owners.
 //!
 //! Invariants:
 //! 1. A record is written only by who owns the frame: for a free frame the holder of its zone's lock, for one in a stock
@@ -121,8 +121,8 @@ impl Record {
         );
     }
 
-    /// From the first of just `count` allocated frames to [`Owner::Inner`]; `false`, and nothing done, where it is not that.
-    /// Of several that try at once, one succeeds.
+    /// From the first of just `count` allocated frames to [`Owner::Inner`]; `false`, and nothing done, where it is not
+    /// that. Of several that try at once, one succeeds.
     #[inline]
     pub(crate) fn claim(&self, count: u32) -> bool {
         self.count() == count && self.owner.compare_exchange(PAGES, INNER, Relaxed, Relaxed).is_ok()

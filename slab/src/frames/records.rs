@@ -56,7 +56,8 @@ pub(crate) struct Records {
     root: [AtomicPtr<Upper>; ROOT_ENTRIES],
 }
 
-/// Entry `index` of the node that `slot` points to. No reference to a whole node is made: nodes are large, entries are few.
+/// Entry `index` of the node that `slot` points to. No reference to a whole node is made: nodes are large, entries are
+/// few.
 fn entry<T>(slot: &AtomicPtr<Node<T>>, index: usize) -> Option<&AtomicPtr<T>> {
     let node = slot.load(Acquire);
     if node.is_null() {
@@ -165,8 +166,8 @@ impl Records {
         owners.filter(|(_, owner)| *owner != Owner::Unmanaged)
     }
 
-    /// The records of `range`, in rows that lie together, each with its first frame. Where there are none, time goes by the
-    /// megabyte or more, not by the frame.
+    /// The records of `range`, in rows that lie together, each with its first frame. Where there are none, time goes by
+    /// the megabyte or more, not by the frame.
     pub(crate) fn rows(&self, mut range: Range<Frame>) -> impl Iterator<Item = (Frame, &[Record])> {
         core::iter::from_fn(move || {
             while range.start < range.end {
@@ -208,8 +209,8 @@ impl Records {
     ///
     /// # Safety
     ///
-    /// There is none yet. At `table`, aligned to a frame, are as many frames as [`direct_size`](Self::direct_size) says, the
-    /// allocator's own until [`dismantle`](Self::dismantle).
+    /// There is none yet. At `table`, aligned to a frame, are as many frames as [`direct_size`](Self::direct_size)
+    /// says, the allocator's own until [`dismantle`](Self::dismantle).
     pub(crate) unsafe fn set_direct(&self, range: Range<Frame>, table: *mut u8) {
         let (frames, table) = (length(&range), table.cast::<Record>());
         if frames > Self::INLINE {
@@ -221,8 +222,8 @@ impl Records {
         self.direct_frames.store(frames, Release);
     }
 
-    /// Adds to the tree what is missing for `range`, each node from `page`. New records are [`Owner::Unmanaged`]. `None` where
-    /// there is no page for a node; it is then missing still.
+    /// Adds to the tree what is missing for `range`, each node from `page`. New records are [`Owner::Unmanaged`].
+    /// `None` where there is no page for a node; it is then missing still.
     ///
     /// # Safety
     ///

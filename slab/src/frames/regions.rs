@@ -34,7 +34,8 @@ pub enum AddError {
         /// Bytes in the largest new range.
         largest: usize,
     },
-    /// The range is not in reach of frame numbers: see [`Frame::LIMIT`], and for heaps over virtual ranges 8 TiB below and above.
+    /// The range is not in reach of frame numbers: see [`Frame::LIMIT`], and for heaps over virtual ranges 8 TiB below
+    /// and above.
     BeyondReach,
 }
 
@@ -108,8 +109,8 @@ impl<P: Platform> Frames<P> {
     /// Takes over the usable frames of `regions` as well, and says how many they are. They are put right as
     /// [`memory`](crate::memory) says, and mapped at the same offset as the first memory.
     ///
-    /// The records for them go into memory that was there before, where that has room for them in a row, so that the new memory
-    /// can be removed again as a whole; else into the end of the largest new range.
+    /// The records for them go into memory that was there before, where that has room for them in a row, so that the
+    /// new memory can be removed again as a whole; else into the end of the largest new range.
     ///
     /// # Errors
     ///
@@ -127,8 +128,8 @@ impl<P: Platform> Frames<P> {
         unsafe { self.add_frames(UsableFrames::new(regions.into_iter())) }
     }
 
-    /// Takes over the pages that lie wholly in the `bytes` bytes from `start` on, and says how many they are: for heaps over
-    /// ranges of virtual addresses, and for memory known by its virtual address. Otherwise as [`add`](Self::add).
+    /// Takes over the pages that lie wholly in the `bytes` bytes from `start` on, and says how many they are: for heaps
+    /// over ranges of virtual addresses, and for memory known by its virtual address. Otherwise as [`add`](Self::add).
     ///
     /// # Errors
     ///
@@ -136,8 +137,9 @@ impl<P: Platform> Frames<P> {
     ///
     /// # Safety
     ///
-    /// The range is ordinary memory, mapped and writable for as long as it is managed or anything allocated from it is used,
-    /// and nobody else uses it from now on. What `init` was given as the base, or as the first range, may be used to access it.
+    /// The range is ordinary memory, mapped and writable for as long as it is managed or anything allocated from it is
+    /// used, and nobody else uses it from now on. What `init` was given as the base, or as the first range, may be used
+    /// to access it.
     pub unsafe fn add_range(&self, start: *mut u8, bytes: usize) -> Result<usize, AddError> {
         let range = pages(self.base.load(Relaxed), start, bytes).ok_or(AddError::BeyondReach)?;
         // SAFETY: passed on to the caller.
@@ -146,8 +148,8 @@ impl<P: Platform> Frames<P> {
 
     /// # Safety
     ///
-    /// The frames of `ranges`, which ascend without touching and stay the same, are memory that nobody else uses from now on,
-    /// mapped at the base plus their addresses; the base may be used to access them.
+    /// The frames of `ranges`, which ascend without touching and stay the same, are memory that nobody else uses from
+    /// now on, mapped at the base plus their addresses; the base may be used to access them.
     unsafe fn add_frames(&self, ranges: impl Iterator<Item = Range<Frame>> + Clone) -> Result<usize, AddError> {
         let _change = self.begin_change().ok_or(AddError::InProgress)?;
         if self.records.are_empty() {
@@ -174,8 +176,8 @@ impl<P: Platform> Frames<P> {
         Ok(frames)
     }
 
-    /// Takes the page frames that lie wholly in the physical addresses `range` back from the allocator, for good or until they
-    /// are added again, and says how many they are. Those that are not managed are left out.
+    /// Takes the page frames that lie wholly in the physical addresses `range` back from the allocator, for good or
+    /// until they are added again, and says how many they are. Those that are not managed are left out.
     ///
     /// Frames in the stocks of other CPUs count as in use.
     ///
@@ -186,8 +188,8 @@ impl<P: Platform> Frames<P> {
         self.withdraw(frame_from(range.start.div_ceil(FRAME_SIZE as u64))..frame_from(range.end / FRAME_SIZE as u64))
     }
 
-    /// Takes every page frame that has a byte of the physical addresses `range` back from the allocator, for good, so that it is
-    /// never handed out: for what must be at a certain address. Those that are not managed are left out.
+    /// Takes every page frame that has a byte of the physical addresses `range` back from the allocator, for good, so
+    /// that it is never handed out: for what must be at a certain address. Those that are not managed are left out.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
 //! A stock of single frames for each CPU, so that most requests for one frame take no lock.
 //!
-//! A stock is touched only by its CPU and with interrupts off. It is filled from the zones and drained to them half at a time.
-//! Its frames say [`Owner::Stock`], so a second free of one is refused. Frames of the lowest zone are not stocked: they would
-//! go to requests that do not need them.
+//! A stock is touched only by its CPU and with interrupts off. It is filled from the zones and drained to them half at
+//! a time. Its frames say [`Owner::Stock`], so a second free of one is refused. Frames of the lowest zone are not
+//! stocked: they would go to requests that do not need them.
 //!
 //! Invariants:
 //! 1. The table is null or has `P::CPUS` stocks in frames of the allocator's own, which stay until `take_table`.
@@ -223,7 +223,8 @@ impl<P: Platform> Frames<P> {
         core::iter::from_fn(|| Some(self.drain(stock, BATCH)).filter(|drained| *drained > 0)).sum()
     }
 
-    /// Moves the frames that this CPU keeps in stock back to where every CPU has them, so that they merge. Returns how many.
+    /// Moves the frames that this CPU keeps in stock back to where every CPU has them, so that they merge. Returns how
+    /// many.
     ///
     /// An allocation that would fail otherwise does so by itself.
     pub fn drain_stock(&self) -> usize {

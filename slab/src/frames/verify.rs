@@ -58,11 +58,11 @@ impl Tally {
 }
 
 impl<P: Platform> Frames<P> {
-    /// Checks every invariant of the page frames: the lists of free blocks, that buddies have merged, the stocks, that each
-    /// managed frame belongs to just one thing, and that all counts are true.
+    /// Checks every invariant of the page frames: the lists of free blocks, that buddies have merged, the stocks, that
+    /// each managed frame belongs to just one thing, and that all counts are true.
     ///
-    /// It takes time in proportion to all managed memory, with interrupts off: for tests, and for kernels in trouble. Frames
-    /// that another CPU is just about to allocate or to free may be called broken.
+    /// It takes time in proportion to all managed memory, with interrupts off: for tests, and for kernels in trouble.
+    /// Frames that another CPU is just about to allocate or to free may be called broken.
     ///
     /// # Errors
     ///

@@ -1,10 +1,10 @@
 //! A binary buddy system over page frames (Knuth, TAOCP vol. 1, 2.5).
 //!
-//! A free block of order k is 2^k frames and starts at a multiple of 2^k. Its buddy is the other half of the block of order
-//! k + 1 around it. A request splits the smallest block that is large enough; a freed block merges with its buddy as long
-//! as the buddy is a free block of the same order in the same zone. The blocks of an order form a doubly linked list through
-//! their records; the memory of a free block is never touched. A request that no block can serve may still get blocks that follow
-//! each other.
+//! A free block of order k is 2^k frames and starts at a multiple of 2^k. Its buddy is the other half of the block of
+//! order k + 1 around it. A request splits the smallest block that is large enough; a freed block merges with its buddy
+//! as long as the buddy is a free block of the same order in the same zone. The blocks of an order form a doubly linked
+//! list through their records; the memory of a free block is never touched. A request that no block can serve may still
+//! get blocks that follow each other.
 //!
 //! Lock: the caller holds the one around the zone.
 
@@ -122,9 +122,9 @@ impl Zone {
     /// Where `request` can be had: at the start of the smallest block that surely holds it; else among free blocks that
     /// follow each other but are no buddies.
     ///
-    /// The second search is for what buddies alone could not give, such as half of all memory when a single frame in the
-    /// middle of it is taken. It is bounded. With a limit inside the zone the first one goes over all blocks that are large
-    /// enough, if it must.
+    /// The second search is for what buddies alone could not give, such as half of all memory when a single frame in
+    /// the middle of it is taken. It is bounded. With a limit inside the zone the first one goes over all blocks that
+    /// are large enough, if it must.
     fn find(&self, records: &Records, request: &Request) -> Option<Frame> {
         let end = request.limit.min(self.range.end);
         let block_of = |order: Order| move |start: Frame| start..start.offset(order.frames());

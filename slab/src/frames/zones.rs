@@ -1,7 +1,7 @@
 //! Which zone a request is served from.
 //!
-//! Low memory is scarce: some devices reach no higher. So a request is served from the highest zone that it can live with,
-//! and falls down from there; and where a higher zone could have served it, a lower one keeps a reserve back.
+//! Low memory is scarce: some devices reach no higher. So a request is served from the highest zone that it can live
+//! with, and falls down from there; and where a higher zone could have served it, a lower one keeps a reserve back.
 //!
 //! Lock: one a zone, the innermost of all. Where several are held, they were taken from the lowest zone up.
 
@@ -72,8 +72,8 @@ const fn frame_below(address: u64) -> Frame {
 }
 
 impl<P: Platform> Zones<P> {
-    /// Calls `serve` with the zones from the one below `limit` down to the one with the number `lowest`, each locked and with
-    /// the number of frames that it may hand out, until `serve` returns something.
+    /// Calls `serve` with the zones from the one below `limit` down to the one with the number `lowest`, each locked
+    /// and with the number of frames that it may hand out, until `serve` returns something.
     fn find_map<T>(
         &self,
         limit: Frame,
@@ -132,8 +132,8 @@ impl<P: Platform> Zones<P> {
         }
     }
 
-    /// Frees those of `frames`, which are single ones, that `claim` says yes to, up to the first that it does not; that one is
-    /// returned.
+    /// Frees those of `frames`, which are single ones, that `claim` says yes to, up to the first that it does not; that
+    /// one is returned.
     pub(crate) fn release_bulk(
         &self,
         records: &Records,
@@ -238,8 +238,8 @@ impl<P: Platform> AllZones<'_, P> {
         Ok(())
     }
 
-    /// Takes one of the largest free blocks, or so much of it that `keep` frames stay free; it is managed no more. `None` where
-    /// no more are free.
+    /// Takes one of the largest free blocks, or so much of it that `keep` frames stay free; it is managed no more.
+    /// `None` where no more are free.
     pub(crate) fn withdraw_block(&mut self, records: &Records, keep: usize) -> Option<Range<Frame>> {
         let excess = self.free_frames().checked_sub(keep).filter(|excess| *excess > 0)?;
         let most = u32::try_from(excess).unwrap_or(u32::MAX);

@@ -1,8 +1,8 @@
 //! `&Heap` as an allocator of the `allocator-api2` crate (feature `allocator-api2`).
 //!
-//! A block is handed out as all the bytes that it really has, and may then be given back with any size in between: each of
-//! them leads to the same class or number of frames. An empty layout gets no block: that crate's `Box` allocates none for
-//! a value without size, but frees it.
+//! A block is handed out as all the bytes that it really has, and may then be given back with any size in between: each
+//! of them leads to the same class or number of frames. An empty layout gets no block: that crate's `Box` allocates
+//! none for a value without size, but frees it.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;

@@ -1,7 +1,7 @@
 //! Size classes: which cache serves a request.
 //!
-//! Up to 128 bytes the classes are 8 bytes apart, above that an eighth of the power of two below them; see [`SIZES`]. What is
-//! larger than [`LARGEST`] gets whole page frames, by number and not by order.
+//! Up to 128 bytes the classes are 8 bytes apart, above that an eighth of the power of two below them; see [`SIZES`].
+//! What is larger than [`LARGEST`] gets whole page frames, by number and not by order.
 
 #![forbid(unsafe_code)]
 

@@ -35,8 +35,9 @@ impl<P: Platform> Heap<P> {
         Ok(())
     }
 
-    /// Takes over the pages that lie wholly in the `bytes` bytes from `start` on: a range of virtual addresses, whatever the physical
-    /// memory behind it, as `linked_list_allocator` has it. One page is enough. Addresses take the place of physical ones then: [`Frame::address`](crate::Frame::address) and the zones mean nothing.
+    /// Takes over the pages that lie wholly in the `bytes` bytes from `start` on: a range of virtual addresses,
+    /// whatever the physical memory behind it, as `linked_list_allocator` has it. One page is enough. Addresses take
+    /// the place of physical ones then: [`Frame::address`](crate::Frame::address) and the zones mean nothing.
     ///
     /// More can be added with [`add_range`](Self::add_range).
     ///
@@ -46,8 +47,9 @@ impl<P: Platform> Heap<P> {
     ///
     /// # Safety
     ///
-    /// The range is ordinary memory, mapped and writable for as long as the heap or anything allocated from it is used, and nobody else
-    /// uses it from now on; `start` may be used to access all of it. What [`Platform`] asks for holds where the heap is used.
+    /// The range is ordinary memory, mapped and writable for as long as the heap or anything allocated from it is used,
+    /// and nobody else uses it from now on; `start` may be used to access all of it. What [`Platform`] asks for holds
+    /// where the heap is used.
     pub unsafe fn init_range(&self, start: *mut u8, bytes: usize) -> Result<(), InitError> {
         // SAFETY: passed on to the caller.
         unsafe { self.frames().init_range(start, bytes) }?;
@@ -55,19 +57,22 @@ impl<P: Platform> Heap<P> {
         Ok(())
     }
 
-    /// Lets `source` lend the heap all of its memory: nothing at first, then as it is needed. What is not used goes back when
-    /// the heap [`shrink`](Self::shrink)s or [`maintain`](Self::maintain)s.
+    /// Lets `source` lend the heap all of its memory: nothing at first, then as it is needed. What is not used goes
+    /// back when the heap [`shrink`](Self::shrink)s or [`maintain`](Self::maintain)s.
     ///
-    /// A heap that has memory of its own borrows only when that is used up. `false`, and nothing done, where it has a source already.
+    /// A heap that has memory of its own borrows only when that is used up. `false`, and nothing done, where it has a
+    /// source already.
     ///
     /// # Safety
     ///
-    /// What the source lends is mapped for as long as it is lent, and all of it lies within 8 TiB of where the first of it lies.
+    /// What the source lends is mapped for as long as it is lent, and all of it lies within 8 TiB of where the first of
+    /// it lies.
     pub unsafe fn set_source(&self, source: &'static dyn FrameSource) -> bool {
         self.caches.set_source(source)
     }
 
-    /// Takes over the usable memory of `regions` as well, mapped as the first was: see [`Frames::add`](crate::Frames::add).
+    /// Takes over the usable memory of `regions` as well, mapped as the first was: see
+    /// [`Frames::add`](crate::Frames::add).
     ///
     /// # Errors
     ///
@@ -87,7 +92,8 @@ impl<P: Platform> Heap<P> {
         Ok(frames)
     }
 
-    /// Takes over another range of virtual addresses, adjacent or not: see [`Frames::add_range`](crate::Frames::add_range).
+    /// Takes over another range of virtual addresses, adjacent or not: see
+    /// [`Frames::add_range`](crate::Frames::add_range).
     ///
     /// # Errors
     ///
@@ -95,7 +101,8 @@ impl<P: Platform> Heap<P> {
     ///
     /// # Safety
     ///
-    /// As [`init_range`](Self::init_range), for the new range; and what the heap was first given may be used to access it.
+    /// As [`init_range`](Self::init_range), for the new range; and what the heap was first given may be used to access
+    /// it.
     pub unsafe fn add_range(&self, start: *mut u8, bytes: usize) -> Result<usize, AddError> {
         // SAFETY: passed on to the caller.
         let frames = unsafe { self.frames().add_range(start, bytes) }?;
@@ -103,8 +110,8 @@ impl<P: Platform> Heap<P> {
         Ok(frames)
     }
 
-    /// A heap within this one, which has at most `limit` bytes of its page frames at a time and gives all of them back when it
-    /// is dropped, whatever is still allocated from it. It takes 32 KiB for itself, beside the limit.
+    /// A heap within this one, which has at most `limit` bytes of its page frames at a time and gives all of them back
+    /// when it is dropped, whatever is still allocated from it. It takes 32 KiB for itself, beside the limit.
     ///
     /// # Errors
     ///

@@ -43,9 +43,9 @@ impl<P> Heap<P> {
         Self { caches: Caches::new(Frames::new(), &classes::CACHES) }
     }
 
-    /// The same, with zones of page frames that meet at other physical addresses than 16 MiB and 4 GiB: those of the limits that
-    /// [`Frames::allocate_below`] is asked for most. They are rounded down to frames; a boundary below the first is raised
-    /// to it, and two that are equal leave the zone between them empty.
+    /// The same, with zones of page frames that meet at other physical addresses than 16 MiB and 4 GiB: those of the
+    /// limits that [`Frames::allocate_below`] is asked for most. They are rounded down to frames; a boundary below the
+    /// first is raised to it, and two that are equal leave the zone between them empty.
     #[must_use]
     pub const fn with_zones(boundaries: [u64; 2]) -> Self {
         Self { caches: Caches::new(Frames::with_zones(boundaries), &classes::CACHES) }
@@ -65,9 +65,9 @@ impl<P> Heap<P> {
 impl<P: Platform> Heap<P> {
     /// A block for `layout`, not initialised; `None` where there is no memory for it.
     ///
-    /// An empty layout gets a block too, of the smallest size; it must be freed like any other. Before it fails it has memory
-    /// given back, as [`reclaim`](crate::reclaim) says, and where that is not enough a small request takes a free object of
-    /// a larger class. A request for more than there is in all fails at once.
+    /// An empty layout gets a block too, of the smallest size; it must be freed like any other. Before it fails it has
+    /// memory given back, as [`reclaim`](crate::reclaim) says, and where that is not enough a small request takes a
+    /// free object of a larger class. A request for more than there is in all fails at once.
     #[inline]
     pub fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
         let block = Block::of(layout)?;
@@ -106,8 +106,8 @@ impl<P: Platform> Heap<P> {
         block_found
     }
 
-    /// Where a class cannot have a slab, an object of a larger class that is free anyway is better than nothing. Its state
-    /// says for which class it is lent.
+    /// Where a class cannot have a slab, an object of a larger class that is free anyway is better than nothing. Its
+    /// state says for which class it is lent.
     fn allocate_from_class_or_larger(&self, class: usize, align: usize) -> Option<NonNull<u8>> {
         let own = self.caches.class(class).allocate(&self.caches, true, USED);
         let mut larger = (class + 1..classes::COUNT).filter(|&larger| SIZES[larger].is_multiple_of(align));
@@ -137,7 +137,8 @@ impl<P: Platform> Heap<P> {
         }
     }
 
-    /// Bytes that a block for `layout` really has, all of which its owner may use; `None` where there can be no such block.
+    /// Bytes that a block for `layout` really has, all of which its owner may use; `None` where there can be no such
+    /// block.
     pub fn usable_size(layout: Layout) -> Option<usize> {
         Block::of(layout).map(Block::size)
     }
@@ -179,8 +180,9 @@ impl<P: Platform> Heap<P> {
         }
     }
 
-    /// Changes the size of a block to `new_size` bytes and keeps its contents, as far as they fit. The block stays where it
-    /// is as long as its class or its number of frames stays the same, and when it gives up frames; else it moves.
+    /// Changes the size of a block to `new_size` bytes and keeps its contents, as far as they fit. The block stays
+    /// where it is as long as its class or its number of frames stays the same, and when it gives up frames; else it
+    /// moves.
     ///
     /// `None` where there is no memory, or no layout of that size: the block is then as it was.
     ///
@@ -231,8 +233,8 @@ impl<P: Platform> Heap<P> {
         }
     }
 
-    /// What is at `block`, which was allocated for `layout`, by its frame's record; nothing is dereferenced before that says
-    /// that it is an object.
+    /// What is at `block`, which was allocated for `layout`, by its frame's record; nothing is dereferenced before that
+    /// says that it is an object.
     fn find(&self, block: *mut u8, layout: Layout) -> Result<Found, Fault> {
         let wanted = Block::of(layout).ok_or(Fault::BadAddress)?;
         let frame = self.frames().frame_of(block).ok_or(Fault::BadAddress)?;
@@ -272,18 +274,19 @@ impl<P: Platform> Heap<P> {
         }
     }
 
-    /// Gives back what the allocator holds and does not use: the magazines of this CPU and of the depots, empty slabs, and this
-    /// CPU's stock of page frames. Returns the page frames that went back.
+    /// Gives back what the allocator holds and does not use: the magazines of this CPU and of the depots, empty slabs,
+    /// and this CPU's stock of page frames. Returns the page frames that went back.
     pub fn shrink(&self) -> usize {
         self.caches.reap()
     }
 
-    /// Does what is due, on this CPU: to be called from time to time, at best on every CPU, by a timer or an idle thread. `now` is a time in
-    /// milliseconds since any moment.
+    /// Does what is due, on this CPU: to be called from time to time, at best on every CPU, by a timer or an idle
+    /// thread. `now` is a time in milliseconds since any moment.
     ///
-    /// When memory is short, what is not used is given back. When an interval of 15 seconds is over, so are the magazines and
-    /// slabs that were not needed during it, and magazines grow in caches whose CPUs wait for each other (Bonwick & Adams
-    /// 2001, sections 3.4 and 3.5). Where it is never called, failing allocations do the first, and nobody the second.
+    /// When memory is short, what is not used is given back. When an interval of 15 seconds is over, so are the
+    /// magazines and slabs that were not needed during it, and magazines grow in caches whose CPUs wait for each other
+    /// (Bonwick & Adams 2001, sections 3.4 and 3.5). Where it is never called, failing allocations do the first, and
+    /// nobody the second.
     pub fn maintain(&self, now: u64) {
         reclaim::maintain(&self.caches, now);
     }

@@ -1,7 +1,7 @@
 //! What a heap says of itself: sizes, a walk over its blocks, counts and tables.
 //!
-//! All of it may be asked at any time. Nothing here allocates, and no lock is held while a caller's function or a formatter
-//! runs.
+//! All of it may be asked at any time. Nothing here allocates, and no lock is held while a caller's function or a
+//! formatter runs.
 
 #![forbid(unsafe_code)]
 
@@ -20,26 +20,27 @@ impl<P: Platform> Heap<P> {
     }
 
     /// Bytes in page frames that are in use: by blocks, by slabs however few of their objects are allocated, and by the
-    /// allocator itself. So free objects in slabs and magazines count as used; [`shrink`](Self::shrink) turns as many of them as
-    /// can be into free page frames.
+    /// allocator itself. So free objects in slabs and magazines count as used; [`shrink`](Self::shrink) turns as many
+    /// of them as can be into free page frames.
     pub fn used(&self) -> usize {
         self.size().saturating_sub(self.available())
     }
 
-    /// Bytes in page frames that are free: whatever is allocated next, at least so much is there for it, though perhaps not
-    /// in one piece. A CPU's stock of page frames counts as free.
+    /// Bytes in page frames that are free: whatever is allocated next, at least so much is there for it, though perhaps
+    /// not in one piece. A CPU's stock of page frames counts as free.
     pub fn available(&self) -> usize {
         self.frames().free_bytes()
     }
 
-    /// Calls `visit` with each block that is allocated, and the bytes that it really has, in no order and with no lock held:
+    /// Calls `visit` with each block that is allocated, and the bytes that it really has, in no order and with no lock
+    /// held:
     ///
     /// - objects of the size classes;
     /// - runs of page frames, those that were taken from [`frames`](Self::frames) and what the allocator needs for itself
     ///   above 1 KiB among them, since nothing tells them from large blocks.
     ///
-    /// Objects of a [`Cache`](crate::Cache) are visited by [`Cache::for_each_object`](crate::Cache::for_each_object). What is
-    /// allocated or freed meanwhile may be left out or visited.
+    /// Objects of a [`Cache`](crate::Cache) are visited by [`Cache::for_each_object`](crate::Cache::for_each_object).
+    /// What is allocated or freed meanwhile may be left out or visited.
     pub fn for_each_block(&self, mut visit: impl FnMut(NonNull<u8>, usize)) {
         for cache in (0..classes::COUNT).map(|class| self.caches().class(class)) {
             let size = cache.object_size();

@@ -1,7 +1,7 @@
 //! Runs the selected tests, one after the other.
 //!
-//! A test is a function without arguments that fails by panicking; [`test!`] beside it puts it into the section of the ELF
-//! file that holds the list of tests. A panic or an exception ends the run: there is no unwinding.
+//! A test is a function without arguments that fails by panicking; [`test!`] beside it puts it into the section of the
+//! ELF file that holds the list of tests. A panic or an exception ends the run: there is no unwinding.
 
 use core::fmt;
 

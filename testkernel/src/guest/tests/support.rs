@@ -24,8 +24,8 @@ pub(super) fn frames() -> &'static kslab::Frames<X86_64> {
     HEAP.frames()
 }
 
-/// Runs `body` and checks that all memory that it took is back, once nothing is kept in magazines and empty slabs, and that
-/// every invariant of the allocator holds.
+/// Runs `body` and checks that all memory that it took is back, once nothing is kept in magazines and empty slabs, and
+/// that every invariant of the allocator holds.
 pub(super) fn unchanged<T>(body: impl FnOnce() -> T) {
     let in_use = || HEAP.cache_stats().map(|cache| cache.in_use).sum::<usize>();
     let before = (merged_stats(), in_use());
@@ -34,7 +34,8 @@ pub(super) fn unchanged<T>(body: impl FnOnce() -> T) {
     verify();
 }
 
-/// Checks every invariant of the kernel's heap. The time for it grows with memory: on large machines most calls leave it out.
+/// Checks every invariant of the kernel's heap. The time for it grows with memory: on large machines most calls leave
+/// it out.
 pub(super) fn verify() {
     static CALLS: AtomicUsize = AtomicUsize::new(0);
     let gib = frames().total_bytes() >> 30;
@@ -65,7 +66,8 @@ pub(super) fn free(frame: Frame, order: Order) {
     unsafe { frames().free(frame, order) }
 }
 
-/// Everything that can be had, in blocks as large as there are, zone by zone; the last are the smallest of the highest zone.
+/// Everything that can be had, in blocks as large as there are, zone by zone; the last are the smallest of the highest
+/// zone.
 pub(super) fn take_all() -> Vec<(Frame, Order)> {
     HEAP.shrink();
     take_free()
