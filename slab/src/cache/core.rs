@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::AllocError;
 use super::geometry::Geometry;
-use super::magazines::Magazines;
+use super::magazines::{self, Magazines};
 use super::shared::Caches;
 use super::slab::{CACHED, USED};
 use super::slabs::{Lifecycle, Slabs};
@@ -279,10 +279,14 @@ impl<P: Platform> Core<P> {
 
     /// Objects that are allocated.
     pub(crate) fn in_use(&self) -> usize {
-        let magazines = self.magazines.numbers();
-        let frees = self.frees.load(Relaxed).wrapping_add(magazines.frees);
-        let allocations = self.allocations.load(Relaxed).wrapping_add(magazines.allocations);
+        let (allocations, frees) = self.traffic(&self.magazines.numbers());
         difference(allocations, frees)
+    }
+
+    /// Allocations and frees, those that went past the magazines too.
+    fn traffic(&self, magazines: &magazines::Numbers) -> (u64, u64) {
+        let frees = self.frees.load(Relaxed).wrapping_add(magazines.frees);
+        (self.allocations.load(Relaxed).wrapping_add(magazines.allocations), frees)
     }
 
     /// What tables call it.
@@ -292,8 +296,7 @@ impl<P: Platform> Core<P> {
 
     pub(crate) fn stats(&self) -> CacheStats {
         let (slabs, magazines) = (self.slabs.numbers(), self.magazines.numbers());
-        let allocations = self.allocations.load(Relaxed).wrapping_add(magazines.allocations);
-        let frees = self.frees.load(Relaxed).wrapping_add(magazines.frees);
+        let (allocations, frees) = self.traffic(&magazines);
         let in_use = difference(allocations, frees);
         let geometry = &self.slabs.geometry;
         CacheStats {

@@ -173,14 +173,21 @@ impl<P: Platform> Frames<P> {
     /// Whether fewer frames are free than the low watermarks of all zones say together: there is pressure. With memory
     /// short in one zone only there is none, as long as another one can serve.
     pub fn below_low(&self) -> bool {
-        let (low, _) = self.zones.lock().watermarks();
-        self.free_frames() < low
+        let (free, low, _) = self.free_and_watermarks();
+        free < low
     }
 
     /// Whether fewer frames are free than the high watermarks of all zones say together: pressure that has begun goes on.
     pub fn below_high(&self) -> bool {
-        let (_, high) = self.zones.lock().watermarks();
-        self.free_frames() < high
+        let (free, _, high) = self.free_and_watermarks();
+        free < high
+    }
+
+    /// Free frames, and the low and the high watermarks of all zones, as of one moment.
+    fn free_and_watermarks(&self) -> (usize, usize, usize) {
+        let zones = self.zones.lock();
+        let (low, high) = zones.watermarks();
+        (zones.free_frames() + self.stocks.frames(), low, high)
     }
 }
 
