@@ -9,18 +9,22 @@
 //! 3. the *out-of-memory hook*, which may add memory, end a program, or give up; again as long as it says so, up to
 //!    [`MOST_RETRIES`] times.
 //!
-//! The same happens before anything fails, in [`Heap::maintain`](crate::Heap::maintain), when fewer page frames are
-//! free than the low watermarks of all zones say together: steps 1 and 2, until as many are free as the high ones say.
+//! The same happens before anything fails, in [`Heap::maintain`](crate::Heap::maintain), when memory is low: steps 1 and 2,
+//! until it no longer is. It is low when fewer page frames are free than the low watermarks of all zones say together, and
+//! no longer when as many are free as the high ones say. So it is with a zone and those below it, which requests with a
+//! limit depend on, if there were such requests since the last time.
 //!
 //! No lock is held meanwhile: callbacks and hook may allocate and free. What they allocate does not start these steps
 //! over: it gets memory that is free, or fails.
 
 #![deny(unsafe_code)]
 
+use core::array;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::cache::Caches;
+use crate::frames::ZONES;
 use crate::lock::IrqLock;
 use crate::platform::Platform;
 
@@ -113,10 +117,13 @@ impl<P: Platform> Reclaim<P> {
 /// What [`Heap::maintain`](crate::Heap::maintain) does.
 pub(crate) fn maintain<P: Platform>(caches: &Caches<P>, now: u64) {
     caches.follow_reap();
-    if caches.memory_is_short()
+    let frames = caches.frames();
+    let short: [bool; ZONES] = array::from_fn(|zone| frames.take_asked(zone) && frames.zone_below_low(zone));
+    if short.contains(&true)
         && let Some(mut relief) = Relief::begin(caches, 0)
     {
-        while !matches!(relief.next, Step::Hook(_)) && caches.frames().below_high() && relief.step() {}
+        let goes_on = || (0..ZONES).any(|zone| short[zone] && frames.zone_below_high(zone));
+        while !matches!(relief.next, Step::Hook(_)) && goes_on() && relief.step() {}
     }
     if caches.reclaim.interval_is_over(now) {
         caches.end_interval();

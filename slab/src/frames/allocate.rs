@@ -1,5 +1,7 @@
 //! Allocating and freeing page frames.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use super::zone::Request;
 use super::zones::AllZones;
 use super::{Frame, Frames, Order, Owner};
@@ -58,11 +60,17 @@ impl<P: Platform> Frames<P> {
     ///
     /// A limit at a boundary of zones (16 MiB, 4 GiB) takes no longer than none; for another one the free blocks of the
     /// zone that it lies in may have to be searched.
+    ///
+    /// It fails where there is none now; [`Heap::allocate_frames`](crate::Heap::allocate_frames) has memory given back
+    /// first.
     pub fn allocate_below(&self, count: u32, alignment: Order, limit: u64) -> Option<Frame> {
         if self.refuse() {
             return None;
         }
         let limit = Frame::containing(limit).unwrap_or(NO_LIMIT);
+        if let Some(asked) = self.zones.highest_below(limit).and_then(|zone| self.asked.get(zone)) {
+            asked.store(true, Relaxed);
+        }
         self.serve_from_zones(&Request::new(count, alignment, limit)?)
     }
 

@@ -42,7 +42,9 @@ use crate::platform::Platform;
 use crate::stats::FrameStats;
 use records::Records;
 use stock::Stocks;
-use zones::{DEFAULT_BOUNDARIES, ZONES, Zones};
+use zones::{DEFAULT_BOUNDARIES, Zones};
+
+pub(crate) use zones::{HIGHEST, ZONES};
 
 /// The page-frame allocator.
 ///
@@ -54,6 +56,8 @@ pub struct Frames<P> {
     records: Records,
     zones: Zones<P>,
     stocks: Stocks<P>,
+    /// Of each zone but the highest: a request below its end has come since somebody last looked.
+    asked: [AtomicBool; ZONES - 1],
     /// Frames of all zones, to be asked without a lock.
     managed: AtomicUsize,
     /// Frames that records and tables take.
@@ -75,6 +79,7 @@ impl<P> Frames<P> {
             records: Records::new(),
             zones: Zones::new(boundaries),
             stocks: Stocks::new(),
+            asked: [const { AtomicBool::new(false) }; _],
             managed: AtomicUsize::new(0),
             metadata: AtomicUsize::new(0),
             changing: AtomicBool::new(false),
@@ -170,24 +175,38 @@ impl<P: Platform> Frames<P> {
         self.zones.lock().free_frames() + self.stocks.frames()
     }
 
-    /// Whether fewer frames are free than the low watermarks of all zones say together: there is pressure. With memory
-    /// short in one zone only there is none, as long as another one can serve.
+    /// Whether fewer frames are free than the low watermarks of all zones say together: there is pressure.
     pub fn below_low(&self) -> bool {
-        let (free, low, _) = self.free_and_watermarks();
-        free < low
+        self.zone_below_low(HIGHEST)
     }
 
     /// Whether fewer frames are free than the high watermarks of all zones say together: pressure that has begun goes on.
     pub fn below_high(&self) -> bool {
-        let (free, _, high) = self.free_and_watermarks();
+        self.zone_below_high(HIGHEST)
+    }
+
+    /// The same for a zone, by its number, and those below it: what a request below its end can be served from. A zone
+    /// alone says nothing, since requests that can live with the highest use that one up first.
+    pub(crate) fn zone_below_low(&self, zone: usize) -> bool {
+        let (free, low, _) = self.free_and_watermarks(zone);
+        free < low
+    }
+
+    pub(crate) fn zone_below_high(&self, zone: usize) -> bool {
+        let (free, _, high) = self.free_and_watermarks(zone);
         free < high
     }
 
-    /// Free frames, and the low and the high watermarks of all zones, as of one moment.
-    fn free_and_watermarks(&self) -> (usize, usize, usize) {
+    /// As of one moment for the zones. The lowest is not stocked.
+    fn free_and_watermarks(&self, zone: usize) -> (usize, usize, usize) {
         let zones = self.zones.lock();
-        let (low, high) = zones.watermarks();
-        (zones.free_frames() + self.stocks.frames(), low, high)
+        let (free, low, high) = zones.free_and_watermarks(zone);
+        (if zone == 0 { free } else { free + self.stocks.frames() }, low, high)
+    }
+
+    /// Whether a request below the end of this zone has come since the last call. For the highest it always has.
+    pub(crate) fn take_asked(&self, zone: usize) -> bool {
+        self.asked.get(zone).is_none_or(|asked| asked.swap(false, Relaxed))
     }
 }
 

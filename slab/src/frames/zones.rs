@@ -23,6 +23,9 @@ use crate::verify::Broken;
 /// How many zones there are.
 pub(crate) const ZONES: usize = 3;
 
+/// The number of the highest.
+pub(crate) const HIGHEST: usize = ZONES - 1;
+
 /// Where the second and the third zone start, in bytes: 16 MiB and 4 GiB.
 pub(crate) const DEFAULT_BOUNDARIES: [u64; ZONES - 1] = [16 << 20, 4 << 30];
 
@@ -61,6 +64,11 @@ impl<P> Zones<P> {
         self.boundaries[0]
     }
 
+    /// The number of the highest zone that a request below `limit` can be served from; `None` where there is none.
+    pub(crate) fn highest_below(&self, limit: Frame) -> Option<usize> {
+        Some(self.index_of(Frame::new(limit.number().checked_sub(1)?)))
+    }
+
     fn index_of(&self, frame: Frame) -> usize {
         self.boundaries.iter().filter(|boundary| frame >= **boundary).count()
     }
@@ -80,7 +88,7 @@ impl<P: Platform> Zones<P> {
         lowest: usize,
         mut serve: impl FnMut(&mut Zone, usize) -> Option<T>,
     ) -> Option<T> {
-        let highest = self.index_of(Frame::new(limit.number().checked_sub(1)?));
+        let highest = self.highest_below(limit)?;
         let mut reserved = false;
         for zone in self.zones.get(lowest..=highest)?.iter().rev() {
             let mut zone = zone.lock();
@@ -255,10 +263,10 @@ impl<P: Platform> AllZones<'_, P> {
         self.guards.iter_mut().for_each(|zone| **zone = Zone::new(zone.range()));
     }
 
-    /// The low and the high watermarks of all zones, added up.
-    pub(crate) fn watermarks(&self) -> (usize, usize) {
-        let sum = |part: usize| self.guards.iter().map(|zone| zone.total_frames() / part).sum();
-        (sum(LOW), sum(HIGH))
+    /// Free frames, and the low and the high watermarks, of the zones up to the number `highest`, added up.
+    pub(crate) fn free_and_watermarks(&self, highest: usize) -> (usize, usize, usize) {
+        let sum = |of: &dyn Fn(&Zone) -> usize| self.guards.iter().take(highest + 1).map(|zone| of(zone)).sum();
+        (sum(&Zone::free_frames), sum(&|zone| zone.total_frames() / LOW), sum(&|zone| zone.total_frames() / HIGH))
     }
 
     pub(crate) fn stats(&self) -> [ZoneStats; ZONES] {

@@ -18,6 +18,7 @@ use core::ptr::{self, NonNull};
 use crate::cache::{Caches, LENT, USED};
 use crate::fault::{CacheName, Fault};
 use crate::frames::{Frame, Frames, Order, Owner};
+use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
 use crate::reclaim::{self, Callback, Hook, TooManyCallbacks};
 use crate::verify::Broken;
@@ -126,6 +127,22 @@ impl<P: Platform> Heap<P> {
         // SAFETY: the block is at least that large, and just allocated.
         unsafe { block.as_ptr().write_bytes(0, layout.size()) };
         Some(block)
+    }
+
+    /// `count` page frames in a row, the first aligned to `alignment`, all below the physical address `limit` (`u64::MAX`
+    /// for any): as [`Frames::allocate_below`] has them, but before it fails memory is given back, as
+    /// [`reclaim`](crate::reclaim) says. They are freed by [`Frames::free_run`].
+    pub fn allocate_frames(&self, count: u32, alignment: Order, limit: u64) -> Option<Frame> {
+        let refusals = self.frames().refusals();
+        let attempt = || match limit {
+            u64::MAX => self.caches.allocate_frames(count, alignment),
+            _ => self.frames().allocate_below(count, alignment, limit),
+        };
+        let bytes = count as usize * FRAME_SIZE;
+        attempt().or_else(|| {
+            let hopeless = bytes > self.size() || self.frames().refusals() != refusals;
+            if hopeless { None } else { self.caches.with_relief(bytes, attempt) }
+        })
     }
 
     /// What makes allocations of the size class for requests of `size` bytes fail; `None` where they get page frames.

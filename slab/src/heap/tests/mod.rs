@@ -4,6 +4,7 @@ mod lent;
 mod model;
 mod numbers;
 mod shape;
+mod zones;
 
 #[cfg(feature = "allocator-api2")]
 mod allocator;

@@ -7,14 +7,16 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
 
 use kernel::heap::HEAP;
+use kernel::memory;
 use kslab::platform::X86_64;
 use kslab::reclaim::{Callback, Decision, Hook, MOST_CALLBACKS, MOST_RETRIES, TooManyCallbacks};
-use kslab::{IrqLock, Order};
+use kslab::{Frame, IrqLock, Order};
 use spin::Once;
 use x86_64::instructions::interrupts;
 
 use super::support::{
-    Block, Cache, PAGE, cache, end_interval, frames, free_object, give_back, layout, take_all, unchanged, verify,
+    Block, Cache, PAGE, cache, counts, end_interval, frames, free, free_object, give_back, layout, new_cache, take_all,
+    unchanged, verify,
 };
 use crate::guest::runner::test;
 
@@ -270,6 +272,39 @@ fn maintain_calls_the_callbacks_below_the_low_watermark_before_anything_fails() 
         assert!(frames().stats().free >= 60, "the hoard");
         give_back(all);
         assert!(!frames().below_high());
+    });
+}
+
+test!(idle_slabs_make_way_for_a_device_that_needs_memory_below_16_mib);
+fn idle_slabs_make_way_for_a_device_that_needs_memory_below_16_mib() {
+    const LIMIT: u64 = 16 << 20;
+    let take = |frames: &mut Vec<Frame>| {
+        frames.extend(core::iter::from_fn(|| self::frames().allocate_below(1, Order::ZERO, LIMIT)));
+    };
+    unchanged(|| {
+        let cache = new_cache("low", 4000, 8);
+        let mut low = Vec::with_capacity(300);
+        let mut all = take_all();
+        // The only frames that are free, and more than the zone's reserve: the slab comes from there.
+        let (frame, order) = all
+            .iter()
+            .copied()
+            .rfind(|(frame, order)| {
+                let end = frame.address() + (order.bytes() as u64);
+                end <= LIMIT && (6..=8).contains(&order.get())
+            })
+            .expect("a block below 16 MiB");
+        all.retain(|block| *block != (frame, order));
+        free(frame, order);
+        let object = cache.allocate().expect("memory below 16 MiB");
+        assert!((object.addr().get() as u64) < memory::PHYSICAL_MEMORY + LIMIT);
+        free_object(&cache, object);
+        take(&mut low);
+        assert_eq!(frames().allocate_below(1, Order::ZERO, LIMIT), None);
+        let found = HEAP.allocate_frames(1, Order::ZERO, LIMIT).expect("the frames of the slab");
+        assert_eq!(counts(&cache).slabs, 0);
+        low.push(found);
+        give_back(low.into_iter().map(|frame| (frame, Order::ZERO)).chain(all).collect());
     });
 }
 
