@@ -22,7 +22,8 @@ pub struct ZoneStats {
     pub free_blocks: [usize; Order::COUNT],
     /// Frames that are kept from requests which a higher zone could have served.
     pub reserve: usize,
-    /// The low watermark, in frames: with fewer free there is pressure.
+    /// The low watermark, in frames: with fewer free, in this zone and those below it added up, there is pressure; see
+    /// [`reclaim`](crate::reclaim).
     pub low: usize,
     /// The high watermark, in frames: pressure ends there.
     pub high: usize,

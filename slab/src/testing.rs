@@ -3,6 +3,8 @@
 use std::alloc::{Layout, alloc, dealloc};
 use std::cell::Cell;
 
+use proptest::test_runner::{Config as ProptestConfig, RngSeed};
+
 use crate::memory::{FRAME_SIZE, Region};
 use crate::platform::{NoInterrupts, Platform};
 
@@ -105,6 +107,12 @@ impl Drop for Machine {
         // SAFETY: allocated in `new` with this layout.
         unsafe { dealloc(self.buffer, self.layout) };
     }
+}
+
+/// So many cases of a property; under Miri, where each takes seconds, a few that are the same every time.
+pub(crate) fn cases(cases: u32, under_miri: u32) -> ProptestConfig {
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) };
+    if cfg!(miri) { ProptestConfig { cases: under_miri, rng_seed: RngSeed::Fixed(1), ..config } } else { config }
 }
 
 /// The message of the report that `misuse` must stop with.

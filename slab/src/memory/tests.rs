@@ -117,7 +117,7 @@ fn model(regions: &[Region]) -> Vec<u32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 512 }, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::testing::cases(512, 4))]
 
     #[test]
     fn rows_46_to_49_any_map_yields_the_model_frames_as_ascending_ranges(

@@ -211,9 +211,7 @@ fn first_place(size: u64, constraints: &Constraints, quantum: u64, first: u64, l
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 10 } else { 20_000 }, failure_persistence: None, ..ProptestConfig::default()
-    })]
+    #![proptest_config(crate::testing::cases(20_000, 10))]
 
     #[test]
     fn the_first_place_is_the_one_that_trying_finds(

@@ -162,9 +162,7 @@ fn pick(allocated: &BTreeMap<u64, u64>, which: prop::sample::Index) -> Option<u6
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 2 } else { 400 }, failure_persistence: None, ..ProptestConfig::default()
-    })]
+    #![proptest_config(crate::testing::cases(400, 2))]
 
     #[test]
     fn an_arena_does_what_the_model_does(steps in prop::collection::vec(step(), 1..if cfg!(miri) { 25 } else { 150 })) {

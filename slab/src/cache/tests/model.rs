@@ -221,7 +221,7 @@ fn run<P: Platform>(plan: &Plan) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 96 }, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::testing::cases(96, 2))]
 
     #[test]
     fn any_sequence_leaves_a_cache_with_magazines_as_the_model(plan in plan()) {

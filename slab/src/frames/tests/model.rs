@@ -247,7 +247,7 @@ impl Model<'_> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 200 }, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::testing::cases(200, 2))]
 
     #[test]
     fn any_sequence_is_as_the_model_has_it(

@@ -91,7 +91,7 @@ fn run<P: Platform>(heap: &super::super::Heap<P>, steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 100 }, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::testing::cases(100, 2))]
 
     #[test]
     fn any_sequence_keeps_every_block_as_it_was_written(steps in steps()) {
