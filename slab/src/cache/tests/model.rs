@@ -43,13 +43,16 @@ enum Step {
     RetireCpu(usize),
 }
 
+/// Objects that a step takes or gives at once: each takes Miri a second.
+const BULK: usize = if cfg!(miri) { 8 } else { 50 };
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => Just(Step::Allocate),
         2 => Just(Step::AllocateWithoutGrowing),
-        2 => (1..50_usize).prop_map(Step::AllocateBulk),
+        2 => (1..BULK).prop_map(Step::AllocateBulk),
         8 => any::<prop::sample::Index>().prop_map(Step::Free),
-        2 => (1..50_usize).prop_map(Step::FreeBulk),
+        2 => (1..BULK).prop_map(Step::FreeBulk),
         1 => Just(Step::Shrink),
         1 => Just(Step::ShrinkHeap),
         1 => (1..20_u64).prop_map(Step::Maintain),
@@ -68,7 +71,7 @@ struct Plan {
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
-    let steps = prop::collection::vec(step(), 0..if cfg!(miri) { 30 } else { 120 });
+    let steps = prop::collection::vec(step(), 0..if cfg!(miri) { 16 } else { 120 });
     let size = prop_oneof![8..64_usize, 64..600_usize, 600..6000_usize];
     let limit = prop_oneof![2 => Just(None), 1 => (0..60_usize).prop_map(Some)];
     (size, 0..8_u32, limit, any::<bool>(), steps).prop_map(|(size, align, limit, constructs, steps)| Plan {
@@ -201,7 +204,7 @@ fn run<P: Platform>(plan: &Plan) {
     for (number, step) in plan.steps.iter().enumerate() {
         model.take(step);
         // Looking at everything takes minutes under Miri.
-        if !cfg!(miri) || number % 10 == 9 {
+        if !cfg!(miri) || number % 16 == 15 {
             model.check();
         }
     }
@@ -221,7 +224,7 @@ fn run<P: Platform>(plan: &Plan) {
 }
 
 proptest! {
-    #![proptest_config(crate::testing::cases(96, 2))]
+    #![proptest_config(crate::testing::cases(96, 1))]
 
     #[test]
     fn any_sequence_leaves_a_cache_with_magazines_as_the_model(plan in plan()) {
