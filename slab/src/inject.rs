@@ -61,7 +61,7 @@ impl Injection {
 
 #[cfg(feature = "fault-injection")]
 mod injector {
-    use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+    use crate::sync::{AtomicU8, AtomicU64, Counter, Ordering::Relaxed};
 
     /// Which requests fail, counted from the [`set`](Injector::set) that says so.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,8 +113,8 @@ mod injector {
         number: AtomicU64,
         /// What `seen` was when the mode was set.
         since: AtomicU64,
-        seen: AtomicU64,
-        refused: AtomicU64,
+        seen: Counter,
+        refused: Counter,
         /// Not 0: the state of a xorshift generator (Marsaglia 2003).
         random: AtomicU64,
     }
@@ -135,8 +135,8 @@ mod injector {
                 kind: AtomicU8::new(NEVER),
                 number: AtomicU64::new(0),
                 since: AtomicU64::new(0),
-                seen: AtomicU64::new(0),
-                refused: AtomicU64::new(0),
+                seen: Counter::new(0),
+                refused: Counter::new(0),
                 random: AtomicU64::new(SEED),
             }
         }

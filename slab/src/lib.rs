@@ -79,10 +79,12 @@
 //! | raw | its slab; it was never allocated |
 //! | free | its slab; it is constructed, if the cache constructs |
 //! | cached | a magazine; constructed |
+//! | deferred | nobody; it was freed in an NMI, and its slab takes it back later |
 //! | used | whoever allocated it |
 //! | lent | the same, for a smaller size class that had no memory |
 //!
-//! A byte outside the object says which, and is set and tested at each step. The allocator never writes into an object,
+//! A byte outside the object says which, and is set and tested at each step. A free is an atomic exchange of it, so that
+//! of two CPUs that free one object at once just one succeeds. The allocator never writes into an object,
 //! neither while it is used nor while it is free: what a constructor or a user leaves there stays.
 //!
 //! ## The frame record
@@ -98,8 +100,14 @@
 //! A CPU's magazines and its stock of page frames have no lock: only that CPU touches them, with interrupts off. There
 //! is a lock for the registry of caches, for each depot, each slab list, each arena and each zone of page frames, and
 //! they are taken in that order. Each disables interrupts on its CPU while it is held, so an interrupt handler may
-//! allocate and free. No panic message, constructor, callback or formatter runs under a lock. NMI handlers must not
-//! call the allocator.
+//! allocate and free. No panic message, constructor, callback or formatter runs under a lock. Debug builds check the
+//! order, and report a lock that is taken twice or held too long, with its name.
+//!
+//! An NMI handler may allocate and free as well: it never waits for a lock, gets only what can be had at once, and what it
+//! frees is taken in later. [`platform`] says how, and why what a CPU has for itself needs no lock.
+//!
+//! Reports take no lock that can be held for good: those of bad frees take none, or say *another cache* instead of its
+//! name, and counts show as 0 where their lock cannot be had. Nothing of that allocates.
 //!
 //! ## Bad frees
 //!
@@ -115,7 +123,11 @@
 //!   lie within 8 TiB of the first.
 //! - A block of the heap has at most 1 GiB, an object of a cache at most 4 MiB.
 //! - A heap with less than 1 MiB, or 64 KiB a CPU, has no magazines: what they hold would be missed.
-//! - Magazines of other CPUs are given up when those CPUs next free something or call [`Heap::maintain`], not at once.
+//! - Magazines of other CPUs are given up when those CPUs next free something or call [`Heap::maintain`], not at once: an
+//!   idle CPU should call it now and then, or be made to by an out-of-memory hook. How much that can be is bounded by two
+//!   magazines a CPU and cache.
+//! - What one CPU allocates and another frees goes around by the depots and slabs; it never adds up.
+//! - The states of a slab's objects lie side by side: CPUs that use objects of one slab write to one cache line.
 //!
 //! # Features
 //!
@@ -151,10 +163,13 @@ mod heap;
 mod inject;
 mod lock;
 pub mod memory;
+#[cfg(all(test, models))]
+mod models;
 pub mod platform;
 pub mod reclaim;
 mod source;
 pub mod stats;
+mod sync;
 #[cfg(test)]
 mod testing;
 mod verify;

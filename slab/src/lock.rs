@@ -1,36 +1,64 @@
 //! A spin lock that keeps interrupts off while it is held.
 //!
-//! An interrupt handler that allocates can then never find a lock held by the code it interrupted.
+//! An interrupt handler that allocates can then never find a lock held by the code it interrupted. An NMI handler can:
+//! it only ever tries.
+//!
+//! The allocator's locks have an order ([`Level`]). Debug builds check it, and more: see `watch`.
+
+#[cfg(debug_assertions)]
+mod held;
+mod watch;
 
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 
-use spin::mutex::{SpinMutex, SpinMutexGuard};
+use crate::platform::{Platform, in_nmi};
+use crate::sync::{SpinMutex, SpinMutexGuard, spin_loop};
 
-use crate::platform::Platform;
+pub(crate) use watch::Level;
+use watch::{Holding, Watch};
+
+/// How often a reader of counts tries before it takes a lock as lost: its holder may have stopped for good.
+const PATIENCE: u32 = if cfg!(miri) { 1 << 12 } else { 1 << 24 };
 
 /// A value behind a spin lock; holding it disables interrupts on the CPU that holds it.
+///
+/// In debug builds it is reported, by a panic that names the lock, when a CPU takes a lock that it holds already, waits for
+/// one in an NMI handler, or waits for one that is not released.
 pub struct IrqLock<P, T> {
     value: SpinMutex<T>,
+    watch: Watch,
     platform: PhantomData<fn() -> P>,
 }
 
 impl<P, T> IrqLock<P, T> {
     /// A lock that nobody holds.
     pub const fn new(value: T) -> Self {
-        Self { value: SpinMutex::new(value), platform: PhantomData }
+        Self::named("without a name", value)
+    }
+
+    /// The same, with a name for reports.
+    pub const fn named(name: &'static str, value: T) -> Self {
+        Self { value: SpinMutex::new(value), watch: Watch::named(name), platform: PhantomData }
+    }
+
+    /// One of the allocator's own.
+    pub(crate) const fn ordered(level: Level, value: T) -> Self {
+        Self { value: SpinMutex::new(value), watch: Watch::ordered(level), platform: PhantomData }
     }
 }
 
 impl<P: Platform, T> IrqLock<P, T> {
     /// Disables interrupts on this CPU, then spins until the lock is free.
     ///
-    /// Taking a lock that this CPU holds already never returns.
+    /// Taking a lock that this CPU holds already never returns; in debug builds it is reported.
     #[inline]
+    #[cfg_attr(debug_assertions, track_caller)]
     pub fn lock(&self) -> IrqGuard<'_, P, T> {
         let interrupts = Interrupts::disable();
-        IrqGuard { value: self.value.lock(), _interrupts: interrupts }
+        let value = self.watch.lock::<P, T>(&self.value);
+        IrqGuard { _holding: self.watch.hold::<P>(), value, _interrupts: interrupts }
     }
 
     /// The lock if nobody holds it; never spins.
@@ -38,7 +66,29 @@ impl<P: Platform, T> IrqLock<P, T> {
     pub fn try_lock(&self) -> Option<IrqGuard<'_, P, T>> {
         let interrupts = Interrupts::disable();
         let value = self.value.try_lock()?;
-        Some(IrqGuard { value, _interrupts: interrupts })
+        Some(IrqGuard { _holding: self.watch.hold::<P>(), value, _interrupts: interrupts })
+    }
+
+    /// As [`lock`](Self::lock), but in an NMI handler as [`try_lock`](Self::try_lock).
+    #[inline]
+    #[cfg_attr(debug_assertions, track_caller)]
+    pub(crate) fn lock_unless_nmi(&self) -> Option<IrqGuard<'_, P, T>> {
+        if in_nmi::<P>() { self.try_lock() } else { Some(self.lock()) }
+    }
+
+    /// For reports, which may be made when the kernel stops, or in an NMI handler: the lock if it can be had. Its holder
+    /// may be what is interrupted, or a CPU that was stopped.
+    pub(crate) fn lock_to_report(&self) -> Option<IrqGuard<'_, P, T>> {
+        if in_nmi::<P>() {
+            return self.try_lock();
+        }
+        (0..PATIENCE).find_map(|_| {
+            let lock = self.try_lock();
+            if lock.is_none() {
+                spin_loop();
+            }
+            lock
+        })
     }
 }
 
@@ -52,6 +102,7 @@ impl<P, T> fmt::Debug for IrqLock<P, T> {
 #[derive(Debug)]
 pub struct IrqGuard<'a, P: Platform, T> {
     // Fields drop in this order: the lock must be free before a handler can run.
+    _holding: Holding<'a>,
     value: SpinMutexGuard<'a, T>,
     _interrupts: Interrupts<P>,
 }
@@ -69,6 +120,20 @@ impl<P: Platform, T> DerefMut for IrqGuard<'_, P, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
         &mut self.value
+    }
+}
+
+/// What CPUs write in turn, on cache lines of its own: a CPU that only reads what lies beside it waits for none.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct OwnLines<T>(pub(crate) T);
+
+impl<T> Deref for OwnLines<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.0
     }
 }
 
@@ -94,60 +159,4 @@ impl<P: Platform> Drop for Interrupts<P> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::cell::Cell;
-
-    use super::*;
-
-    std::thread_local! {
-        static ENABLED: Cell<bool> = const { Cell::new(true) };
-    }
-
-    struct Flag;
-
-    // SAFETY: there are no interrupts; the flag only records what was asked for.
-    unsafe impl Platform for Flag {
-        fn disable_interrupts() -> bool {
-            ENABLED.replace(false)
-        }
-
-        fn restore_interrupts(were_enabled: bool) {
-            if were_enabled {
-                ENABLED.set(true);
-            }
-        }
-    }
-
-    #[test]
-    fn interrupts_are_off_while_held_and_as_before_afterwards() {
-        let (outer, inner) = (IrqLock::<Flag, _>::new(1), IrqLock::<Flag, _>::new(2));
-        let first = outer.lock();
-        assert!(!ENABLED.get());
-        drop(inner.lock());
-        assert!(!ENABLED.get(), "the inner guard must not enable what the outer one disabled");
-        drop(first);
-        assert!(ENABLED.get());
-    }
-
-    #[test]
-    fn a_lock_that_is_held_is_refused_and_leaves_interrupts_alone() {
-        let lock = IrqLock::<Flag, _>::new(());
-        let guard = lock.lock();
-        ENABLED.set(true);
-        assert!(lock.try_lock().is_none());
-        assert!(ENABLED.get());
-        drop(guard);
-        assert!(lock.try_lock().is_some());
-    }
-
-    #[test]
-    fn threads_exclude_each_other() {
-        let lock = IrqLock::<Flag, _>::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..2 {
-                scope.spawn(|| (0..1000).for_each(|_| *lock.lock() += 1));
-            }
-        });
-        assert_eq!(*lock.lock(), 2000);
-    }
-}
+mod tests;

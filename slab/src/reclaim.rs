@@ -21,12 +21,12 @@
 
 use core::array;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::cache::Caches;
 use crate::frames::ZONES;
-use crate::lock::IrqLock;
-use crate::platform::Platform;
+use crate::lock::{IrqLock, Level};
+use crate::platform::{Platform, in_nmi};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 /// Length of an interval in the unit of [`Heap::maintain`](crate::Heap::maintain): 15 seconds.
 pub const INTERVAL: u64 = 15_000;
@@ -82,7 +82,11 @@ struct Asked {
 impl<P> Reclaim<P> {
     pub(crate) const fn new() -> Self {
         let asked = Asked { callbacks: [None; MOST_CALLBACKS], hook: None };
-        Self { asked: IrqLock::new(asked), at_work: AtomicBool::new(false), interval: AtomicU64::new(0) }
+        Self {
+            asked: IrqLock::ordered(Level::Reclaim, asked),
+            at_work: AtomicBool::new(false),
+            interval: AtomicU64::new(0),
+        }
     }
 }
 
@@ -116,6 +120,9 @@ impl<P: Platform> Reclaim<P> {
 
 /// What [`Heap::maintain`](crate::Heap::maintain) does.
 pub(crate) fn maintain<P: Platform>(caches: &Caches<P>, now: u64) {
+    if in_nmi::<P>() {
+        return;
+    }
     caches.follow_reap();
     let frames = caches.frames();
     let short: [bool; ZONES] = array::from_fn(|zone| frames.take_asked(zone) && frames.zone_below_low(zone));

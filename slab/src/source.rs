@@ -4,10 +4,10 @@
 //! frames are such a source too: that is how several heaps stand side by side, each with a name and a limit, and each
 //! given back as a whole; see [`Heap::create_heap`](crate::Heap::create_heap).
 
+use crate::sync::{AtomicUsize, Ordering};
 use core::fmt;
 use core::ops::Deref;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::cache::{AllocError, Caches};
 use crate::frames::Order;

@@ -143,7 +143,7 @@ pub use verify::ArenaBroken;
 pub use walk::{Segment, SegmentKind};
 
 use crate::cache::Caches;
-use crate::lock::{IrqGuard, IrqLock};
+use crate::lock::{IrqGuard, IrqLock, Level};
 use crate::platform::Platform;
 use fit::Request;
 use quantum::QuantumCaches;
@@ -185,7 +185,7 @@ impl<'a, P: Platform> Arena<'a, P> {
     }
 
     const fn importing(caches: &'a Caches<P>, name: &'static str, quantum: u64, import: Option<Import<'a>>) -> Self {
-        let (pages, state) = (Pages::new(caches), IrqLock::new(State::new()));
+        let (pages, state) = (Pages::new(caches), IrqLock::ordered(Level::Arena, State::new()));
         Self { name, quantum, pages, import, quantum_caches: QuantumCaches::new(0), state }
     }
 

@@ -13,10 +13,10 @@
 //! 2. The table has the first `leaves` leaves, and the directories that these need, perhaps with one more. Each pointer
 //!    to them was a `Page`, which the table now has; all other pointers are null.
 
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use core::num::NonZeroU32;
 use core::ops::Index;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::cache::Caches;
 use crate::frames::Order;

@@ -3,19 +3,19 @@
 //! An object is constructed when it first leaves its slab, and stays constructed, in use or free, until its slab goes
 //! back to the page frames. Neither happens with a lock held.
 
+use crate::sync::{AtomicPtr, AtomicU32, Counter, Ordering::Relaxed};
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::AllocError;
 use super::geometry::Geometry;
 use super::magazines::{self, Magazines};
 use super::shared::Caches;
-use super::slab::{CACHED, USED};
+use super::slab::{CACHED, USED, claim};
 use super::slabs::{Lifecycle, Slabs};
 use crate::fault::{CacheName, Fault};
 use crate::inject::Injection;
-use crate::platform::Platform;
+use crate::platform::{Platform, in_nmi};
 use crate::stats::CacheStats;
 use crate::verify::Broken;
 
@@ -27,9 +27,9 @@ pub(crate) struct Core<P> {
     pub(crate) slabs: Slabs<P>,
     pub(crate) magazines: Magazines<P>,
     /// What went past the magazines.
-    allocations: AtomicU64,
-    frees: AtomicU64,
-    failures: AtomicU64,
+    allocations: Counter,
+    frees: Counter,
+    failures: Counter,
     injection: Injection,
     /// Neighbours in the registry, whose lock guards these, and how many look at it: as long as there are any, it stays.
     pub(super) next: AtomicPtr<Core<P>>,
@@ -50,9 +50,9 @@ impl<P> Core<P> {
             namesake: 0,
             slabs: Slabs::new(id, geometry, lifecycle),
             magazines: Magazines::new(geometry.stride, magazines),
-            allocations: AtomicU64::new(0),
-            frees: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
+            allocations: Counter::new(0),
+            frees: Counter::new(0),
+            failures: Counter::new(0),
             injection: Injection::new(),
             next: AtomicPtr::new(core::ptr::null_mut()),
             previous: AtomicPtr::new(core::ptr::null_mut()),
@@ -95,6 +95,11 @@ impl<P: Platform> Core<P> {
 
     #[cold]
     fn allocate_from_slab(&self, shared: &Caches<P>, grow: bool, state: u8) -> Result<NonNull<u8>, AllocError> {
+        if in_nmi::<P>() {
+            let object = self.slabs.take_at_once(shared)?;
+            count(&self.allocations);
+            return Ok(self.hand_out(shared, object, state));
+        }
         let (object, constructed) = self.slabs.take(shared, grow)?;
         if !constructed {
             self.construct(shared, object)?;
@@ -108,7 +113,7 @@ impl<P: Platform> Core<P> {
     pub(crate) fn allocate_again(&self, shared: &Caches<P>, error: AllocError) -> Result<NonNull<u8>, AllocError> {
         let result = match error {
             AllocError::NoMemory => self.allocate_with_relief(shared),
-            AllocError::AtLimit => {
+            AllocError::AtLimit if !in_nmi::<P>() => {
                 self.drain(shared);
                 self.allocate(shared, true, USED)
             }
@@ -137,7 +142,7 @@ impl<P: Platform> Core<P> {
     /// Fills the front of `objects` from slabs that are there, past the magazines, with one hold of the lock. Objects
     /// that are to be constructed do not come this way.
     pub(super) fn allocate_bulk(&self, shared: &Caches<P>, objects: &mut [*mut u8]) -> usize {
-        if self.slabs.lifecycle.is_some() {
+        if self.slabs.lifecycle.is_some() || in_nmi::<P>() {
             return 0;
         }
         let taken = self.slabs.take_bulk(shared, objects);
@@ -169,9 +174,9 @@ impl<P: Platform> Core<P> {
     /// Marks an object that this CPU has for itself as allocated.
     #[inline]
     pub(super) fn hand_out(&self, shared: &Caches<P>, object: *mut u8, state: u8) -> NonNull<u8> {
-        match (self.slabs.find(shared.frames(), object), NonNull::new(object)) {
-            (Ok((slab, slot)), Some(pointer)) if slab.states()[slot].load(Relaxed) == CACHED => {
-                slab.states()[slot].store(state, Relaxed);
+        match (self.slabs.state(shared.frames(), object), NonNull::new(object)) {
+            (Some(slot), Some(pointer)) if slot.load(Relaxed) == CACHED => {
+                slot.store(state, Relaxed);
                 pointer
             }
             _ => Fault::BadRound.report(object),
@@ -194,16 +199,18 @@ impl<P: Platform> Core<P> {
     /// The object is the caller's to give to a magazine or a slab then.
     #[inline]
     pub(crate) fn take_back(&self, shared: &Caches<P>, object: *mut u8, state: u8) -> Result<(), Fault> {
-        let (slab, slot) = self.slabs.find(shared.frames(), object)?;
-        let found = &slab.states()[slot];
-        match found.load(Relaxed) {
-            now if now == state => {
-                found.store(CACHED, Relaxed);
-                Ok(())
-            }
+        let found = self.slabs.state(shared.frames(), object).map(|slot| claim(slot, state, CACHED));
+        if found == Some(Ok(())) { Ok(()) } else { Err(self.refusal(shared, object, found.and_then(Result::err))) }
+    }
+
+    /// Why an object is not taken back whose slot has the state `found`, or that has none.
+    #[cold]
+    fn refusal(&self, shared: &Caches<P>, object: *const u8, found: Option<u8>) -> Fault {
+        match found {
             // Lent for a smaller size.
-            USED.. => Err(Fault::BadSize { freed: self.object_size(), allocated: self.object_size() }),
-            _ => Err(Fault::DoubleFree),
+            Some(USED..) => Fault::BadSize { freed: self.object_size(), allocated: self.object_size() },
+            Some(_) => Fault::DoubleFree,
+            None => self.slabs.find(shared.frames(), object).err().unwrap_or(Fault::DoubleFree),
         }
     }
 
@@ -213,12 +220,19 @@ impl<P: Platform> Core<P> {
         let flush = |objects: &[*mut u8]| self.slabs.put(shared, objects, true);
         if let Err(object) = self.magazines.put(shared, object, flush) {
             count(&self.frees);
-            self.slabs.put(shared, &[object], true);
+            if in_nmi::<P>() {
+                self.slabs.defer(shared.frames(), object);
+            } else {
+                self.slabs.put(shared, &[object], true);
+            }
         }
     }
 
     /// Gives objects that were taken back to their slabs, with one hold of the lock.
     pub(super) fn put_batch(&self, shared: &Caches<P>, objects: &[*mut u8]) {
+        if in_nmi::<P>() {
+            return objects.iter().for_each(|&object| self.keep(shared, object));
+        }
         self.frees.fetch_add(objects.len() as u64, Relaxed);
         self.slabs.put(shared, objects, true);
     }
@@ -242,11 +256,14 @@ impl<P: Platform> Core<P> {
 
     /// Gives back what the magazines and the slabs have and do not use. Returns the page frames that went back.
     pub(crate) fn reap(&self, shared: &Caches<P>) -> usize {
+        if in_nmi::<P>() {
+            return 0;
+        }
         let released = || self.slabs.numbers().released;
         let before = released();
         self.drain(shared);
         self.slabs.reap(shared, true);
-        released().wrapping_sub(before) as usize * self.slabs.geometry.frames as usize
+        released().saturating_sub(before) as usize * self.slabs.geometry.frames as usize
     }
 
     /// Gives the slabs back what the magazines of this CPU and of the depot hold.
@@ -254,7 +271,9 @@ impl<P: Platform> Core<P> {
         self.magazines.drain(shared, |objects| self.slabs.put(shared, objects, true));
     }
 
+    /// What a CPU is to do from time to time.
     pub(super) fn follow_reap(&self, shared: &Caches<P>) {
+        self.slabs.take_in_deferred(shared);
         if self.magazines.is_behind(shared) {
             self.drain(shared);
         }
@@ -338,7 +357,7 @@ fn difference(allocations: u64, frees: u64) -> usize {
 }
 
 /// Adds one to a counter that several CPUs write. It wraps.
-fn count(counter: &AtomicU64) {
+fn count(counter: &Counter) {
     counter.fetch_add(1, Relaxed);
 }
 

@@ -163,11 +163,13 @@ impl Geometry {
     }
 
     /// Bytes in a slab.
+    #[inline]
     pub(crate) const fn bytes(&self) -> usize {
         self.frames as usize * FRAME_SIZE
     }
 
     /// Bytes of header and states.
+    #[inline]
     pub(crate) const fn header_bytes(&self) -> usize {
         header_bytes(self.slots)
     }

@@ -2,8 +2,8 @@
 //!
 //! A round is a pointer to a constructed, free object; an arena's is an integer in the shape of one.
 
+use crate::sync::{AtomicPtr, AtomicU32, Ordering::Relaxed};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering::Relaxed};
 
 use super::shared::Caches;
 use super::sizing::Kind;
@@ -49,6 +49,7 @@ impl Magazine {
         unsafe { shared.free_metadata(self.0.as_ptr().cast(), bytes) };
     }
 
+    #[inline]
     pub(super) fn push(&self, round: *mut u8) -> Result<(), *mut u8> {
         let rounds = self.len();
         if rounds >= self.kind().rounds() {
@@ -60,6 +61,7 @@ impl Magazine {
         Ok(())
     }
 
+    #[inline]
     pub(super) fn pop(&self) -> Option<*mut u8> {
         let rounds = self.len().checked_sub(1)?;
         self.body().rounds.store(rounds as u32, Relaxed);
@@ -78,6 +80,7 @@ impl Magazine {
         self.body().rounds.store(0, Relaxed);
     }
 
+    #[inline]
     pub(super) fn len(&self) -> usize {
         self.body().rounds.load(Relaxed) as usize
     }
@@ -90,15 +93,18 @@ impl Magazine {
         self.len() == 0
     }
 
+    #[inline]
     fn kind(&self) -> Kind {
         Kind::from_index(self.body().kind.load(Relaxed) as u8)
     }
 
+    #[inline]
     fn body(&self) -> &Body {
         // SAFETY: the invariant of the type.
         unsafe { self.0.as_ref() }
     }
 
+    #[inline]
     fn slot(&self, index: usize) -> *mut *mut u8 {
         self.0.as_ptr().wrapping_add(1).cast::<*mut u8>().wrapping_add(index)
     }

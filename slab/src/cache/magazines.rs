@@ -8,17 +8,31 @@
 //! What a CPU has is guarded by its interrupts being off, and needs no lock; the depot has one. Magazines are
 //! allocated, and their rounds given to the layer below, with interrupts as they were and no lock held.
 //!
+//! # The fast path
+//!
+//! It reads the CPU's number, goes to the CPU's own cache line, and pushes or pops a round of the loaded magazine; all of it
+//! with interrupts off, for the reasons that [`platform`](crate::platform) gives. It writes the CPU's line and its loaded
+//! magazine, which is the CPU's alone, and reads only what hardly ever changes: the table of the CPUs, whether the layer
+//! is on. So it takes no lock, and no line that another CPU writes. (The layer above sets the state of the object's slot,
+//! a byte beside those of its neighbours in the slab.)
+//!
+//! What can come in between has another number or waits: a handler of an interrupt is not started, and an NMI's has the
+//! number [`IN_NMI`](crate::platform::IN_NMI), with which it gets nothing here: its allocation goes to the slabs, and its
+//! free too. A CPU that leaves is drained by another one, when it uses the cache no more: `retire_cpu`.
+//!
 //! Invariant: a round in a magazine belongs to this layer alone, and a magazine to the place or list that it is in.
 
+mod upkeep;
+
 use core::fmt;
-use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use super::magazine::{List, Magazine, Place};
 use super::shared::Caches;
 use super::sizing::{self, Kind};
-use crate::lock::{Interrupts, IrqGuard, IrqLock};
-use crate::platform::Platform;
+use crate::lock::{Interrupts, IrqGuard, IrqLock, Level, OwnLines};
+use crate::platform::{Platform, in_nmi};
+use crate::sync::Ordering::Relaxed;
+use crate::sync::{AtomicPtr, AtomicU8, AtomicU32, Counter, Ordering};
 
 /// How often a free goes around before it leaves the round to the layer below.
 const ATTEMPTS: usize = 3;
@@ -27,16 +41,22 @@ const ATTEMPTS: usize = 3;
 pub(crate) struct Magazines<P> {
     /// `P::CPUS` of them; null until the first free that finds memory for them.
     cpus: AtomicPtr<Cpu>,
-    depot: IrqLock<P, Depot>,
+    shared: OwnLines<Shared<P>>,
     /// The kind that is made now.
     kind: AtomicU8,
     /// `None`: the layer is off.
     largest: Option<Kind>,
     object_size: usize,
-    /// Meetings at the depot's lock: in this interval, and before it.
+    /// Meetings at the depot's lock before this interval.
+    earlier_contention: Counter,
+    reaped: Counter,
+}
+
+/// Where CPUs meet.
+struct Shared<P> {
+    depot: IrqLock<P, Depot>,
+    /// How often they did, in this interval.
     contention: AtomicU32,
-    earlier_contention: AtomicU64,
-    reaped: AtomicU64,
 }
 
 /// What a CPU has for one cache, on a cache line of its own.
@@ -45,8 +65,8 @@ pub(crate) struct Magazines<P> {
 struct Cpu {
     loaded: Place,
     previous: Place,
-    allocations: AtomicU64,
-    frees: AtomicU64,
+    allocations: Counter,
+    frees: Counter,
     /// As of when this CPU has given up its magazines; see [`Magazines::epoch`].
     epoch: AtomicU32,
 }
@@ -87,15 +107,15 @@ impl<P> Magazines<P> {
             Some((first, largest)) => (first.index(), Some(largest)),
             None => (0, None),
         };
+        let depot = Depot { full: List::new(), empty: List::new() };
         Self {
             cpus: AtomicPtr::new(core::ptr::null_mut()),
-            depot: IrqLock::new(Depot { full: List::new(), empty: List::new() }),
+            shared: OwnLines(Shared { depot: IrqLock::ordered(Level::Depot, depot), contention: AtomicU32::new(0) }),
             kind: AtomicU8::new(first),
             largest,
             object_size,
-            contention: AtomicU32::new(0),
-            earlier_contention: AtomicU64::new(0),
-            reaped: AtomicU64::new(0),
+            earlier_contention: Counter::new(0),
+            reaped: Counter::new(0),
         }
     }
 }
@@ -157,6 +177,9 @@ impl<P: Platform> Magazines<P> {
 
     #[cold]
     fn put_slow(&self, shared: &Caches<P>, round: *mut u8, flush: &dyn Fn(&[*mut u8])) -> Result<(), *mut u8> {
+        if in_nmi::<P>() {
+            return Err(round);
+        }
         self.set_up(shared);
         if self.is_behind(shared) {
             self.drain(shared, flush);
@@ -182,10 +205,15 @@ impl<P: Platform> Magazines<P> {
     }
 
     fn try_put(&self, shared: &Caches<P>, cpu: &Cpu, round: *mut u8) -> Put {
-        if cpu.previous.with(Magazine::is_empty) == Some(true) {
+        let push = || cpu.loaded.with(|loaded| loaded.push(round).is_ok()) == Some(true);
+        // Interrupts were on since the loaded magazine was found full, or this may be another CPU: it can have room now, and
+        // must not become the previous one then.
+        let mut pushed = push();
+        if !pushed && cpu.previous.with(Magazine::is_empty) == Some(true) {
             cpu.swap();
+            pushed = push();
         }
-        if cpu.loaded.with(|loaded| loaded.push(round).is_ok()) == Some(true) {
+        if pushed {
             count(&cpu.frees);
             return Put::Done;
         }
@@ -229,8 +257,8 @@ impl<P: Platform> Magazines<P> {
             let cpu = Cpu {
                 loaded: Place::empty(),
                 previous: Place::empty(),
-                allocations: AtomicU64::new(0),
-                frees: AtomicU64::new(0),
+                allocations: Counter::new(0),
+                frees: Counter::new(0),
                 epoch: AtomicU32::new(self.epoch(shared)),
             };
             // SAFETY: the memory is ours, for so many; metadata blocks are aligned to their size.
@@ -275,132 +303,17 @@ impl<P: Platform> Magazines<P> {
     }
 
     fn lock_depot(&self) -> IrqGuard<'_, P, Depot> {
-        self.depot.try_lock().unwrap_or_else(|| {
-            self.contention.fetch_add(1, Relaxed);
-            self.depot.lock()
+        self.shared.depot.try_lock().unwrap_or_else(|| {
+            self.shared.contention.fetch_add(1, Relaxed);
+            self.shared.depot.lock()
         })
     }
 
     /// Runs `work` with the depot's lock held; it can ask how often others have met it.
     #[cfg(test)]
-    pub(super) fn with_depot_locked(&self, work: impl FnOnce(&dyn Fn() -> u32)) {
-        let _depot = self.depot.lock();
-        work(&|| self.contention.load(Relaxed));
-    }
-
-    /// Gives the layer below what this CPU and the depot have, and frees the magazines.
-    pub(crate) fn drain(&self, shared: &Caches<P>, flush: impl Fn(&[*mut u8])) {
-        let mine = {
-            let _interrupts = Interrupts::<P>::disable();
-            self.this_cpu().map(|cpu| {
-                cpu.epoch.store(self.epoch(shared), Relaxed);
-                cpu.take_both()
-            })
-        };
-        mine.into_iter().flatten().flatten().for_each(|magazine| empty_out(shared, magazine, &flush));
-        self.drain_depot(shared, usize::MAX, usize::MAX, &flush);
-    }
-
-    /// Gives the layer below what the CPU with this number has.
-    ///
-    /// # Safety
-    ///
-    /// That CPU does not use this cache meanwhile.
-    pub(crate) unsafe fn drain_cpu(&self, shared: &Caches<P>, number: usize, flush: impl Fn(&[*mut u8])) {
-        let magazines = self.cpu(number).map(Cpu::take_both);
-        magazines.into_iter().flatten().flatten().for_each(|magazine| empty_out(shared, magazine, &flush));
-    }
-
-    /// Drains every CPU and the depot, and frees what the CPUs had.
-    pub(crate) fn dismantle(&mut self, shared: &Caches<P>, flush: impl Fn(&[*mut u8])) {
-        // SAFETY: `self` is borrowed by nobody else.
-        unsafe { self.tear_down(shared, flush) };
-    }
-
-    /// The same.
-    ///
-    /// # Safety
-    ///
-    /// No CPU uses this cache meanwhile.
-    pub(crate) unsafe fn tear_down(&self, shared: &Caches<P>, flush: impl Fn(&[*mut u8])) {
-        for number in 0..P::CPUS {
-            // SAFETY: passed on to the caller.
-            unsafe { self.drain_cpu(shared, number, &flush) };
-        }
-        self.drain_depot(shared, usize::MAX, usize::MAX, &flush);
-        let cpus = self.cpus.swap(core::ptr::null_mut(), Ordering::AcqRel);
-        if !cpus.is_null() {
-            // SAFETY: allocated in `set_up` with this size; nobody uses them, says the caller.
-            unsafe { shared.free_metadata(cpus.cast(), P::CPUS * size_of::<Cpu>()) };
-        }
-    }
-
-    fn drain_depot(&self, shared: &Caches<P>, full: usize, empty: usize, flush: impl Fn(&[*mut u8])) {
-        for _ in 0..full {
-            let Some(magazine) = self.pop_from_depot(|depot| &mut depot.full) else { break };
-            self.reaped.fetch_add(1, Relaxed);
-            empty_out(shared, magazine, &flush);
-        }
-        for _ in 0..empty {
-            let Some(magazine) = self.pop_from_depot(|depot| &mut depot.empty) else { break };
-            empty_out(shared, magazine, &flush);
-        }
-    }
-
-    fn pop_from_depot(&self, list: impl Fn(&mut Depot) -> &mut List) -> Option<Magazine> {
-        list(&mut self.depot.lock()).pop()
-    }
-
-    /// An interval is over: frees the magazines that the depot did without, and sizes new ones by the contention there
-    /// was.
-    pub(crate) fn end_interval(&self, shared: &Caches<P>, flush: impl Fn(&[*mut u8])) {
-        let Some(largest) = self.largest else { return };
-        let (full, empty) = {
-            let mut depot = self.depot.lock();
-            (depot.full.end_interval(), depot.empty.end_interval())
-        };
-        self.drain_depot(shared, full, empty, &flush);
-        let contention = self.contention.swap(0, Relaxed);
-        self.earlier_contention.fetch_add(contention.into(), Relaxed);
-        let kind = sizing::next_kind(self.kind(), largest, contention, shared.memory_is_short());
-        self.kind.store(kind.index(), Relaxed);
-    }
-
-    pub(crate) fn numbers(&self) -> Numbers {
-        let mut numbers = Numbers {
-            rounds: if self.largest.is_some() && P::CPUS > 0 { self.kind().rounds() } else { 0 },
-            contention: self.earlier_contention.load(Relaxed).wrapping_add(self.contention.load(Relaxed).into()),
-            reaped: self.reaped.load(Relaxed),
-            ..Numbers::default()
-        };
-        for cpu in (0..P::CPUS).filter_map(|number| self.cpu(number)) {
-            numbers.allocations = numbers.allocations.wrapping_add(cpu.allocations.load(Relaxed));
-            numbers.frees = numbers.frees.wrapping_add(cpu.frees.load(Relaxed));
-        }
-        let depot = self.depot.lock();
-        (numbers.full, numbers.empty) = (depot.full.len(), depot.empty.len());
-        numbers
-    }
-
-    /// Checks what this CPU and the depot have. `Err` says what is wrong; `is_right` says whether a round is.
-    pub(crate) fn verify(&self, is_right: impl Fn(*mut u8) -> bool) -> Result<(), &'static str> {
-        let (mut rounds, mut fill) = (true, true);
-        let mut look = |magazine: &Magazine| rounds &= magazine.rounds().iter().all(|&round| is_right(round));
-        let _interrupts = Interrupts::<P>::disable();
-        if let Some(cpu) = self.this_cpu() {
-            cpu.loaded.with(&mut look);
-            cpu.previous.with(&mut look);
-            fill &= cpu.previous.with(|previous| previous.is_full() || previous.is_empty()).unwrap_or(true);
-        }
-        let depot = self.depot.lock();
-        depot.full.for_each(&mut look);
-        depot.full.for_each(|magazine| fill &= magazine.is_full());
-        depot.empty.for_each(|magazine| fill &= magazine.is_empty());
-        match (rounds, fill) {
-            (false, _) => Err("a round of a magazine is not a free object of the cache"),
-            (_, false) => Err("a previous magazine, or one of the depot, is not as full or empty as it must be"),
-            _ => Ok(()),
-        }
+    pub(crate) fn with_depot_locked(&self, work: impl FnOnce(&dyn Fn() -> u32)) {
+        let _depot = self.shared.depot.lock();
+        work(&|| self.shared.contention.load(Relaxed));
     }
 }
 
@@ -418,16 +331,8 @@ impl Cpu {
 
 /// Adds one to a counter that only this CPU writes.
 #[inline]
-fn count(counter: &AtomicU64) {
+fn count(counter: &Counter) {
     counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
-}
-
-fn empty_out<P: Platform>(shared: &Caches<P>, magazine: Magazine, flush: &impl Fn(&[*mut u8])) {
-    if !magazine.is_empty() {
-        flush(magazine.rounds());
-        magazine.clear();
-    }
-    magazine.destroy(shared);
 }
 
 impl<P> fmt::Debug for Magazines<P> {

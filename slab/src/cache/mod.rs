@@ -9,7 +9,7 @@
 //! | `shared` | what all caches of one allocator have in common |
 //!
 //! Locks, in this order: the registry of caches, a depot, a slab list, the page frames. What a CPU has in its own
-//! magazines is guarded by its interrupts being off.
+//! magazines is guarded by its interrupts being off. In an NMI locks are only tried.
 
 mod core;
 mod geometry;
@@ -45,7 +45,7 @@ pub enum AllocError {
     NoMemory,
     /// The cache has as many objects as its limit allows.
     AtLimit,
-    /// No object is free, and the caller did not want to take memory.
+    /// No object is free at hand, and the caller did not want to take memory, or is in an NMI and cannot.
     WouldGrow,
     /// The object's constructor failed; its slot is free again.
     ConstructorFailed,

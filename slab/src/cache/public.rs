@@ -1,9 +1,9 @@
 //! The cache that an embedder makes: by layout, without a type.
 
+use crate::sync::{AtomicPtr, Ordering};
 use core::alloc::Layout;
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, Ordering};
 
 use super::core::Core;
 use super::geometry::Geometry;
@@ -12,7 +12,7 @@ use super::slab::USED;
 use super::slabs::Lifecycle;
 use super::{AllocError, InitFailed, layout};
 use crate::fault::{CacheName, Fault};
-use crate::platform::Platform;
+use crate::platform::{Platform, in_nmi};
 use crate::stats::CacheStats;
 
 /// So many objects go back to their slabs with one hold of the lock.
@@ -190,7 +190,7 @@ impl<'a, P: Platform> Cache<'a, P> {
         match self.caches.owner_of(object.as_ptr()) {
             Some(owner) if core.is_none_or(|core| core.slabs.id != owner) => Fault::WrongCache {
                 freed: core.map_or(CacheName(self.name, 0), Core::full_name),
-                owner: self.caches.name_of(owner).unwrap_or(CacheName("the allocator itself", 0)),
+                owner: self.caches.name_of(owner),
             },
             _ => fault,
         }
@@ -257,10 +257,11 @@ impl<'a, P: Platform> Cache<'a, P> {
     ///
     /// # Errors
     ///
-    /// With objects still allocated it refuses, and returns the cache with their number; nothing has changed.
+    /// With objects still allocated, and in an NMI, it refuses, and returns the cache with their number; nothing has
+    /// changed.
     pub fn destroy(self) -> Result<(), InUse<'a, P>> {
         let objects = self.existing().map_or(0, Core::in_use);
-        if objects > 0 {
+        if objects > 0 || (in_nmi::<P>() && self.existing().is_some()) {
             return Err(InUse { cache: self, objects });
         }
         Ok(())
@@ -331,12 +332,12 @@ impl<'a, P: Platform> Cache<'a, P> {
     }
 }
 
-/// Ends the cache as [`destroy`](Cache::destroy) does. With objects still allocated it and they stay as they are for
-/// good: in tables, and usable by pointer.
+/// Ends the cache as [`destroy`](Cache::destroy) does. With objects still allocated, or in an NMI, it and they stay as they
+/// are for good: in tables, and usable by pointer.
 impl<P: Platform> Drop for Cache<'_, P> {
     fn drop(&mut self) {
         let Some(core) = self.existing() else { return };
-        if core.in_use() > 0 {
+        if core.in_use() > 0 || in_nmi::<P>() {
             return;
         }
         self.caches.unregister(core);

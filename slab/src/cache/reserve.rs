@@ -1,12 +1,12 @@
 //! Objects kept back for those who cannot do without: a memory pool in front of a cache.
 
+use crate::sync::{AtomicPtr, Ordering::Relaxed};
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 use super::AllocError;
 use super::public::Cache;
-use crate::lock::IrqLock;
+use crate::lock::{IrqLock, Level};
 use crate::platform::Platform;
 
 /// A minimum of objects of a cache that only the holder of this can have.
@@ -32,7 +32,7 @@ impl<'c, P: Platform> Reserve<'c, P> {
         }
         // SAFETY: written above; ours until `drop`.
         let places = unsafe { core::slice::from_raw_parts(places.as_ptr(), objects) };
-        let reserve = Self { cache, places, free: IrqLock::new(0) };
+        let reserve = Self { cache, places, free: IrqLock::ordered(Level::Reserve, 0) };
         for _ in 0..objects {
             let object = cache.allocate()?;
             if let Err(fault) = reserve.refill(object) {
@@ -54,7 +54,7 @@ impl<'c, P: Platform> Reserve<'c, P> {
             Err(error) => error,
         };
         let object = {
-            let mut free = self.free.lock();
+            let mut free = self.free.lock_unless_nmi().ok_or(error)?;
             *free = free.checked_sub(1).ok_or(error)?;
             self.places[*free].load(Relaxed)
         };
@@ -78,9 +78,9 @@ impl<'c, P: Platform> Reserve<'c, P> {
         }
     }
 
-    /// Objects in the reserve now.
+    /// Objects in the reserve now; 0 where that cannot be looked at, in an NMI.
     pub fn available(&self) -> usize {
-        *self.free.lock()
+        self.free.lock_unless_nmi().map_or(0, |free| *free)
     }
 
     fn is_full(&self) -> bool {
@@ -90,13 +90,13 @@ impl<'c, P: Platform> Reserve<'c, P> {
     /// Takes an object in, or gives it to the cache where there is no more room.
     fn refill(&self, object: NonNull<u8>) -> Result<(), crate::fault::Fault> {
         self.cache.take_back(object)?;
-        let mut free = self.free.lock();
-        if let Some(place) = self.places.get(*free) {
+        if let Some(mut free) = self.free.lock_unless_nmi()
+            && let Some(place) = self.places.get(*free)
+        {
             place.store(object.as_ptr(), Relaxed);
             *free += 1;
             return Ok(());
         }
-        drop(free);
         self.cache.keep(object);
         Ok(())
     }

@@ -2,9 +2,6 @@
 
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering::Relaxed, Ordering::Release};
-
-use spin::Once;
 
 use super::core::Core;
 use super::geometry::Geometry;
@@ -12,11 +9,13 @@ use super::slabs::Slabs;
 use super::{AllocError, layout};
 use crate::fault::CacheName;
 use crate::frames::{Frame, Frames, Order, Owner};
-use crate::lock::IrqLock;
+use crate::lock::{Interrupts, IrqGuard, IrqLock, Level};
 use crate::memory::FRAME_SIZE;
-use crate::platform::Platform;
+use crate::platform::{Platform, in_nmi};
 use crate::reclaim::{Reclaim, Relief};
 use crate::source::FrameSource;
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::{AtomicPtr, AtomicU32, Once};
 use crate::verify::Broken;
 
 /// Metadata comes in blocks of 64, 128, ... 1024 bytes, each from a cache without magazines; what is larger, in frames.
@@ -71,6 +70,8 @@ struct Registry<P> {
     next_id: u32,
 }
 
+type RegistryGuard<'a, P> = IrqGuard<'a, P, Registry<P>>;
+
 impl<P> Caches<P> {
     /// No memory, and the caches of the size classes.
     pub(crate) const fn new(frames: Frames<P>, classes: &Classes) -> Self {
@@ -92,7 +93,7 @@ impl<P> Caches<P> {
             source: Once::new(),
             metadata,
             general,
-            registry: IrqLock::new(Registry::new()),
+            registry: IrqLock::ordered(Level::Registry, Registry::new()),
             reap_epoch: AtomicU32::new(0),
             reclaim: Reclaim::new(),
         }
@@ -115,7 +116,7 @@ impl<P> Caches<P> {
             for (class, (name, size)) in classes.iter().enumerate() {
                 (&raw mut (*this).general[class]).write(general_cache(class, name, *size));
             }
-            (&raw mut (*this).registry).write(IrqLock::new(Registry::new()));
+            (&raw mut (*this).registry).write(IrqLock::ordered(Level::Registry, Registry::new()));
             (&raw mut (*this).reap_epoch).write(AtomicU32::new(0));
             (&raw mut (*this).reclaim).write(Reclaim::new());
             let Self { name: _, frames: _, source: _, metadata: _, general: _, registry: _, reap_epoch: _, reclaim: _ } =
@@ -187,6 +188,8 @@ impl<P: Platform> Caches<P> {
     /// `false` where there is a source already.
     pub(crate) fn set_source(&self, source: &'static dyn FrameSource) -> bool {
         let mut set = false;
+        // Others wait until it is set.
+        let _interrupts = Interrupts::<P>::disable();
         self.source.call_once(|| {
             set = true;
             source
@@ -196,7 +199,7 @@ impl<P: Platform> Caches<P> {
 
     #[cold]
     fn borrow_frames(&self, count: u32, alignment: Order) -> Option<Frame> {
-        let source = *self.source.get()?;
+        let source = *self.source.get().filter(|_| !in_nmi::<P>())?;
         for _ in 0..MOST_LOANS {
             let (start, frames) =
                 loan_sizes(count, alignment).find_map(|frames| Some((source.lend(frames)?, frames)))?;
@@ -222,7 +225,11 @@ impl<P: Platform> Caches<P> {
     }
 
     /// A block for the allocator itself, aligned to its size up to a page, which is a power of two or rounded up to one.
+    /// In an NMI there is none.
     pub(crate) fn allocate_metadata(&self, bytes: usize) -> Option<NonNull<u8>> {
+        if in_nmi::<P>() {
+            return None;
+        }
         match self.metadata_cache(bytes) {
             Some(slabs) => NonNull::new(slabs.take(self, true).ok()?.0),
             None => {
@@ -266,6 +273,9 @@ impl<P: Platform> Caches<P> {
     /// slabs. Other CPUs follow when they next exchange a magazine or call `maintain`. Returns the page frames that
     /// went back.
     pub(crate) fn reap(&self) -> usize {
+        if in_nmi::<P>() {
+            return 0;
+        }
         self.reap_epoch.fetch_add(1, Relaxed);
         let mut frames = 0;
         self.for_each(|cache| frames += cache.reap(self));
@@ -299,8 +309,11 @@ impl<P: Platform> Caches<P> {
     /// Calls `attempt` until it succeeds or there is nothing left that could help it; between the attempts memory is
     /// freed.
     ///
-    /// No lock is held meanwhile.
+    /// No lock is held meanwhile. In an NMI there is nothing to be done.
     pub(crate) fn with_relief<T>(&self, bytes: usize, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+        if in_nmi::<P>() {
+            return None;
+        }
         let Some(mut relief) = Relief::begin(self, bytes) else {
             // Some CPU, or this one further out, is at it: only what is safe to do twice at once.
             self.reap();
@@ -312,6 +325,13 @@ impl<P: Platform> Caches<P> {
             }
         }
         None
+    }
+
+    /// Runs `work` with the registry's lock held.
+    #[cfg(test)]
+    pub(crate) fn with_registry_locked<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _registry = self.registry.lock();
+        work()
     }
 
     /// Puts a new cache last in the registry, gives it its numbers, and shows it in `place`. Whether it has done so:
@@ -354,11 +374,11 @@ impl<P: Platform> Caches<P> {
     pub(super) fn unregister(&self, cache: &Core<P>) {
         let registry = loop {
             let registry = self.registry.lock();
-            if cache.visitors.load(Relaxed) == 0 {
+            if cache.visitors.load(Acquire) == 0 {
                 break registry;
             }
             drop(registry);
-            core::hint::spin_loop();
+            crate::sync::spin_loop();
         };
         let (next, previous) = (cache.next.load(Relaxed), cache.previous.load(Relaxed));
         // SAFETY: what is in the registry is there.
@@ -374,22 +394,35 @@ impl<P: Platform> Caches<P> {
     }
 
     /// Calls `visit` with each cache of the size classes and of the registry, with no lock held.
-    pub(crate) fn for_each(&self, mut visit: impl FnMut(&Core<P>)) {
+    pub(crate) fn for_each(&self, visit: impl FnMut(&Core<P>)) {
+        self.walk(|registry| Some(registry.lock()), visit);
+    }
+
+    /// The same for reports. Where the registry cannot be looked at (see [`IrqLock::lock_to_report`]), the rest of it is
+    /// left out.
+    pub(crate) fn for_each_to_report(&self, visit: impl FnMut(&Core<P>)) {
+        self.walk(IrqLock::lock_to_report, visit);
+    }
+
+    fn walk(
+        &self,
+        lock: impl Fn(&IrqLock<P, Registry<P>>) -> Option<RegistryGuard<'_, P>>,
+        mut visit: impl FnMut(&Core<P>),
+    ) {
         self.general.iter().for_each(&mut visit);
-        let mut next = self.visit_after(None);
+        let mut next = lock(&self.registry).and_then(|registry| Self::visit_after(&registry, None));
         while let Some(here) = next {
             visit(here.cache);
-            next = self.visit_after(Some(&here));
+            next = lock(&self.registry).and_then(|registry| Self::visit_after(&registry, Some(&here)));
         }
     }
 
-    fn visit_after(&self, place: Option<&Visit<'_, P>>) -> Option<Visit<'_, P>> {
-        let registry = self.registry.lock();
+    fn visit_after<'a>(registry: &Registry<P>, place: Option<&Visit<'_, P>>) -> Option<Visit<'a, P>> {
         let next = place.map_or(&registry.first, |place| &place.cache.next).load(Relaxed);
         // SAFETY: what is in the registry is there, and as long as it has a visitor it stays.
         let cache = unsafe { next.as_ref() }?;
         cache.visitors.fetch_add(1, Relaxed);
-        Some(Visit { registry: &self.registry, cache })
+        Some(Visit { cache })
     }
 
     /// A CPU leaves: gives back what its magazines hold.
@@ -413,16 +446,17 @@ impl<P: Platform> Caches<P> {
         }
     }
 
-    /// What the cache with this number is called; `None` for metadata.
+    /// What the cache with this number is called in reports.
     #[cold]
-    pub(crate) fn name_of(&self, id: u32) -> Option<CacheName> {
+    pub(crate) fn name_of(&self, id: u32) -> CacheName {
         let mut name = None;
-        self.for_each(|cache| {
+        self.for_each_to_report(|cache| {
             if cache.slabs.id == id {
                 name = Some(cache.full_name());
             }
         });
-        name
+        let unnamed = if id < FIRST_REGISTERED { "the allocator itself" } else { "another cache" };
+        name.unwrap_or(CacheName(unnamed, 0))
     }
 
     /// Checks the invariants of the page frames and of every cache.
@@ -468,15 +502,13 @@ impl<P> Registry<P> {
 }
 
 /// A look at a cache of the registry, which stays there until this is dropped.
-struct Visit<'a, P: Platform> {
-    registry: &'a IrqLock<P, Registry<P>>,
+struct Visit<'a, P> {
     cache: &'a Core<P>,
 }
 
-impl<P: Platform> Drop for Visit<'_, P> {
+impl<P> Drop for Visit<'_, P> {
     fn drop(&mut self) {
-        let _registry = self.registry.lock();
-        self.cache.visitors.fetch_sub(1, Relaxed);
+        self.cache.visitors.fetch_sub(1, Release);
     }
 }
 

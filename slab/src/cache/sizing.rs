@@ -31,11 +31,13 @@ const SHARE_OF_MEMORY: usize = 256;
 
 impl Kind {
     /// Bytes of a magazine's memory.
+    #[inline]
     pub(crate) const fn bytes(self) -> usize {
         64 << self.0
     }
 
     /// Rounds that it holds.
+    #[inline]
     pub(crate) const fn rounds(self) -> usize {
         self.bytes() / size_of::<usize>() - 2
     }
@@ -44,6 +46,7 @@ impl Kind {
         self.0
     }
 
+    #[inline]
     pub(crate) const fn from_index(index: u8) -> Self {
         Self(index)
     }

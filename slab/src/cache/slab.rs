@@ -8,14 +8,16 @@
 //! | [`RAW`] | free, in its slab, not constructed |
 //! | [`FREE`] | free, in its slab, constructed |
 //! | [`CACHED`] | out of its slab, in a magazine or on its way |
+//! | [`DEFERRED`] | freed in an NMI, and not back in its slab yet |
 //! | [`USED`] | allocated |
 //! | [`LENT`] + n | allocated for the n-th size class, a smaller one, which had no memory |
 //!
-//! Lock: `RAW` and `FREE` are left and entered with the cache's slab list locked, which guards the header too. Between
-//! `CACHED`, `USED` and `LENT` whoever has the object changes the state, with no lock. All of it is atomic, so that a bad
-//! free at any time reads a value and no more.
+//! Lock: `RAW` and `FREE` are left and entered with the cache's slab list locked, which guards the header too. From
+//! `CACHED` to `USED` or `LENT` whoever has the object changes the state, with no lock. The way back is a claim, one
+//! atomic exchange: of several that free an object at once, one succeeds. All of it is atomic, so that a bad free at any
+//! time reads a value and no more.
 
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::geometry::Geometry;
 use crate::frames::Frame;
@@ -24,8 +26,9 @@ use crate::frames::Frame;
 pub(crate) const RAW: u8 = 0;
 pub(crate) const FREE: u8 = 1;
 pub(crate) const CACHED: u8 = 2;
-pub(crate) const USED: u8 = 3;
-pub(crate) const LENT: u8 = 4;
+pub(crate) const DEFERRED: u8 = 3;
+pub(crate) const USED: u8 = 4;
+pub(crate) const LENT: u8 = 5;
 
 /// Slots that a bit of the summary stands for.
 const GROUP: usize = 8;
@@ -58,6 +61,13 @@ pub(crate) struct Header {
 }
 
 const _: () = assert!(size_of::<Header>() == 32);
+
+/// Takes a slot from its user: from `state`, which is [`USED`] or [`LENT`], to `to`. Of several that try at once, one
+/// succeeds. `Err` says what the state is.
+#[inline]
+pub(super) fn claim(slot: &AtomicU8, state: u8, to: u8) -> Result<(), u8> {
+    slot.compare_exchange(state, to, Relaxed, Relaxed).map(|_| ())
+}
 
 /// A slab in memory.
 #[derive(Debug, Clone, Copy)]
@@ -113,17 +123,31 @@ impl<'a> Slab<'a> {
             return None;
         }
         let group = summary.trailing_zeros() as usize;
-        let states = self.group(group);
-        let index = states.iter().position(is_free)?;
-        let constructed = states[index].swap(CACHED, Relaxed) == FREE;
-        if !states[index..].iter().any(is_free) {
+        let slot = group * GROUP + self.group(group).iter().position(is_free)?;
+        let constructed = self.take_slot(slot);
+        Some((self.object(slot), constructed))
+    }
+
+    /// Takes a free slot whose object is constructed.
+    pub(super) fn take_constructed(self) -> Option<*mut u8> {
+        let slot = self.states.iter().position(|state| state.load(Relaxed) == FREE)?;
+        self.take_slot(slot);
+        Some(self.object(slot))
+    }
+
+    /// Takes this slot, which is free, and says whether it is constructed.
+    fn take_slot(self, slot: usize) -> bool {
+        let constructed = self.states[slot].swap(CACHED, Relaxed) == FREE;
+        let group = slot / GROUP;
+        if !self.group(group).iter().any(is_free) {
+            let summary = self.header.summary.load(Relaxed);
             self.header.summary.store(summary & !(1 << group), Relaxed);
         }
         self.header.used.store(self.used() as u16 + 1, Relaxed);
-        Some((self.object(group * GROUP + index), constructed))
+        constructed
     }
 
-    /// Takes back a slot that is [`CACHED`].
+    /// Takes back a slot that is [`CACHED`] or [`DEFERRED`].
     pub(super) fn put(self, slot: usize, constructed: bool) {
         self.states[slot].store(if constructed { FREE } else { RAW }, Relaxed);
         let summary = self.header.summary.load(Relaxed);
@@ -149,6 +173,7 @@ impl<'a> Slab<'a> {
     }
 
     /// The object in a slot.
+    #[inline]
     pub(super) fn object(self, slot: usize) -> *mut u8 {
         let colour = self.header.colour.load(Relaxed) as usize;
         self.start.wrapping_add(colour + slot * self.geometry.stride)

@@ -7,21 +7,26 @@
 //! Lock: one a cache, around [`State`]; inside it only the locks of the page frames may be taken, and here none are.
 //! Slabs are created and released, and objects constructed and destroyed, with no lock held.
 //!
+//! In an NMI the lock is only tried, and objects that are freed wait in their slabs; see [`nmi`].
+//!
 //! Invariants, whenever the lock is free:
 //! 1. A slab is in the list of its band, which is that of its used slots, and in the list of all slabs; nothing else is.
 //! 2. Every frame of a slab has a record that names this cache, and from the first frame's one finds the header.
 
+mod nmi;
+
 use core::fmt;
-use core::sync::atomic::Ordering::Relaxed;
 
 use super::geometry::Geometry;
 use super::shared::Caches;
 use super::slab::{BY_FULLNESS, CACHED, FREE, OF_ALL, RAW, Slab, USED};
 use super::{AllocError, InitFailed};
 use crate::fault::Fault;
-use crate::frames::{Frame, Frames, Owner};
-use crate::lock::IrqLock;
+use crate::frames::{Deferred, Frame, Frames, Owner};
+use crate::lock::{IrqLock, Level, OwnLines};
 use crate::platform::Platform;
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::{AtomicU8, AtomicU32};
 use crate::verify::Broken;
 
 /// Partial slabs are told apart by this many degrees of fullness.
@@ -47,7 +52,11 @@ pub(crate) struct Slabs<P> {
     pub(crate) geometry: Geometry,
     pub(crate) id: u32,
     pub(crate) lifecycle: Option<Lifecycle>,
-    state: IrqLock<P, State>,
+    state: OwnLines<IrqLock<P, State>>,
+    /// Slabs with objects that were freed in an NMI.
+    deferred: Deferred,
+    /// Who goes over the list of all slabs now: no slab leaves it meanwhile. It goes up with the lock held.
+    walks: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -64,8 +73,6 @@ struct State {
     /// The most and the fewest slabs with used slots since the interval began.
     busiest: usize,
     idlest: usize,
-    /// Who goes over the list of all slabs now: no slab leaves it meanwhile.
-    walks: u32,
 }
 
 /// Counts of the slab layer.
@@ -91,9 +98,9 @@ impl<P> Slabs<P> {
             keep: HYSTERESIS,
             busiest: 0,
             idlest: 0,
-            walks: 0,
         };
-        Self { geometry, id, lifecycle, state: IrqLock::new(state) }
+        let state = OwnLines(IrqLock::ordered(Level::Slabs, state));
+        Self { geometry, id, lifecycle, state, deferred: Deferred::new(), walks: AtomicU32::new(0) }
     }
 }
 
@@ -101,6 +108,7 @@ impl<P: Platform> Slabs<P> {
     /// An object out of its slab, and whether it is constructed. Its slot is [`CACHED`] then.
     pub(crate) fn take(&self, shared: &Caches<P>, grow: bool) -> Result<(*mut u8, bool), AllocError> {
         let frames = shared.frames();
+        self.take_in_deferred(shared);
         if let Some(object) = self.take_from_list(&mut self.state.lock(), frames)? {
             return Ok(object);
         }
@@ -117,6 +125,7 @@ impl<P: Platform> Slabs<P> {
 
     /// Fills the front of `objects` from the slabs that are there, with one hold of the lock, and says how many.
     pub(crate) fn take_bulk(&self, shared: &Caches<P>, objects: &mut [*mut u8]) -> usize {
+        self.take_in_deferred(shared);
         let mut state = self.state.lock();
         let mut taken = 0;
         while taken < objects.len()
@@ -175,6 +184,11 @@ impl<P: Platform> Slabs<P> {
 
     /// Releases empty slabs down to the working set, or all of them. Returns the page frames that went back.
     pub(crate) fn reap(&self, shared: &Caches<P>, all: bool) -> usize {
+        self.take_in_deferred(shared);
+        self.release_empty(shared, all)
+    }
+
+    fn release_empty(&self, shared: &Caches<P>, all: bool) -> usize {
         let mut state = self.state.lock();
         let keep = if all { 0 } else { state.keep };
         let surplus = self.detach_empty(&mut state, shared.frames(), keep);
@@ -194,8 +208,9 @@ impl<P: Platform> Slabs<P> {
         self.state.lock().limit = objects;
     }
 
+    /// All 0 where they cannot be looked at; see [`IrqLock::lock_to_report`].
     pub(crate) fn numbers(&self) -> Numbers {
-        self.state.lock().numbers
+        self.state.lock_to_report().map_or_else(Numbers::default, |state| state.numbers)
     }
 
     /// The slab and slot of an object of this cache.
@@ -211,13 +226,18 @@ impl<P: Platform> Slabs<P> {
         Ok((slab, slot))
     }
 
+    /// The state of the slot of an object; `None` where [`find`](Self::find) says that there is none.
+    #[inline]
+    pub(crate) fn state(&self, frames: &Frames<P>, object: *const u8) -> Option<&AtomicU8> {
+        let first = self.first_of(frames, object)?;
+        // SAFETY: the record says that it is a slab of this cache.
+        let slab = unsafe { self.slab(frames, first) };
+        slab.states().get(slab.slot_of(object)?)
+    }
+
     #[inline]
     fn first_of(&self, frames: &Frames<P>, object: *const u8) -> Option<Frame> {
-        let frame = frames.frame_of(object)?;
-        match frames.owner(frame) {
-            Owner::Slab { order, cache } if cache == self.id => Some(frame.block_start(order)),
-            _ => None,
-        }
+        frames.slab_around(frames.frame_of(object)?, self.id)
     }
 
     #[cold]
@@ -281,7 +301,7 @@ impl<P: Platform> Slabs<P> {
     /// Takes empty slabs out of their lists until `keep` are left, and returns them linked by their headers.
     fn detach_empty(&self, state: &mut State, frames: &Frames<P>, keep: usize) -> Option<Frame> {
         let mut detached = None;
-        while state.numbers.empty > keep && state.walks == 0 {
+        while state.numbers.empty > keep && self.walks.load(Acquire) == 0 {
             let Some(first) = state.lists[EMPTY] else { break };
             // SAFETY: what is in a list is a slab of this cache.
             let slab = unsafe { self.slab(frames, first) };
@@ -404,7 +424,7 @@ impl<P: Platform> Slabs<P> {
     /// Calls `visit` with each object that is allocated. No lock is held then; what is allocated or freed meanwhile may
     /// be left out or visited. Empty slabs stay meanwhile.
     pub(crate) fn for_each_used(&self, frames: &Frames<P>, mut visit: impl FnMut(*mut u8)) {
-        let (walk, mut position) = Walk::begin(self);
+        let Some((walk, mut position)) = Walk::begin(self) else { return };
         while let Some(first) = position {
             // SAFETY: it is in the list of all slabs, and as long as there is a walk it stays there.
             let slab = unsafe { walk.0.slab(frames, first) };
@@ -412,6 +432,13 @@ impl<P: Platform> Slabs<P> {
             let used = slab.states().iter().enumerate().filter(|(_, state)| state.load(Relaxed) >= USED);
             used.for_each(|(slot, _)| visit(slab.object(slot)));
         }
+    }
+
+    /// Runs `work` with the lock held.
+    #[cfg(test)]
+    pub(crate) fn with_locked<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _state = self.state.lock();
+        work()
     }
 
     /// Lets a test change the bits of the lists and the number of empty slabs.
@@ -510,16 +537,17 @@ impl<P: Platform> Drop for Detached<'_, P> {
 struct Walk<'a, P: Platform>(&'a Slabs<P>);
 
 impl<'a, P: Platform> Walk<'a, P> {
-    fn begin(slabs: &'a Slabs<P>) -> (Self, Option<Frame>) {
-        let mut state = slabs.state.lock();
-        state.walks += 1;
-        (Self(slabs), state.lists[ALL])
+    /// `None` in an NMI that cannot have the lock.
+    fn begin(slabs: &'a Slabs<P>) -> Option<(Self, Option<Frame>)> {
+        let state = slabs.state.lock_unless_nmi()?;
+        slabs.walks.fetch_add(1, Relaxed);
+        Some((Self(slabs), state.lists[ALL]))
     }
 }
 
 impl<P: Platform> Drop for Walk<'_, P> {
     fn drop(&mut self) {
-        self.0.state.lock().walks -= 1;
+        self.0.walks.fetch_sub(1, Release);
     }
 }
 

@@ -1,12 +1,12 @@
 //! Allocating and freeing page frames.
 
-use core::sync::atomic::Ordering::Relaxed;
-
 use super::zone::Request;
 use super::zones::AllZones;
-use super::{Frame, Frames, Order, Owner};
+use super::{Frame, Frames, Order, Owner, unlink};
 use crate::fault::Fault;
-use crate::platform::Platform;
+use crate::platform::{Platform, in_nmi};
+use crate::sync::AtomicU32;
+use crate::sync::Ordering::Relaxed;
 
 const NO_LIMIT: Frame = Frame::new(Frame::LIMIT);
 
@@ -51,6 +51,7 @@ impl<P: Platform> Frames<P> {
     }
 
     fn serve_from_zones(&self, request: &Request) -> Option<Frame> {
+        self.take_in_deferred();
         let serve = || self.zones.allocate(&self.records, request);
         serve().or_else(|| if self.drain_stock() > 0 { serve() } else { None })
     }
@@ -81,8 +82,9 @@ impl<P: Platform> Frames<P> {
         if self.refuse() || count == 0 || frame.number().checked_add(count).is_none() {
             return false;
         }
-        let take = |zones: &mut AllZones<'_, P>| zones.take(&self.records, frame..frame.offset(count)).is_ok();
-        let taken = take(&mut self.zones.lock()) || (self.drain_stock() > 0 && take(&mut self.zones.lock()));
+        let take = |mut zones: AllZones<'_, P>| zones.take(&self.records, frame..frame.offset(count)).is_ok();
+        let attempt = || self.zones.lock_unless_nmi().is_some_and(take);
+        let taken = attempt() || (self.drain_stock() > 0 && attempt());
         if taken {
             self.records.set_owner(frame, Owner::Pages(count));
         }
@@ -117,11 +119,42 @@ impl<P: Platform> Frames<P> {
 
     /// Frees frames whose records say [`Owner::Inner`].
     fn release(&self, frame: Frame, count: u32) {
-        if count == 1 {
+        if in_nmi::<P>() {
+            self.defer(frame, count);
+        } else if count == 1 {
             self.release_single(frame);
         } else {
             self.zones.release(&self.records, frame..frame.offset(count));
         }
+    }
+
+    /// Puts frames whose records say [`Owner::Inner`] on the list of those that are to be freed by somebody else.
+    #[cold]
+    fn defer(&self, frame: Frame, count: u32) {
+        if let Some(record) = self.records.get(frame) {
+            record.set_owner(Owner::Deferred(count));
+            self.deferred.push(frame, record.run_link());
+        }
+    }
+
+    /// Frees what was freed in NMIs, and says how many frames that were.
+    #[inline]
+    pub(super) fn take_in_deferred(&self) -> usize {
+        if self.deferred.is_empty() || in_nmi::<P>() { 0 } else { self.take_in() }
+    }
+
+    #[cold]
+    fn take_in(&self) -> usize {
+        let mut next = self.deferred.take_all();
+        let mut frames = 0;
+        while let Some((frame, record)) = next.and_then(|frame| Some((frame, self.records.get(frame)?))) {
+            let count = record.count();
+            next = unlink(record.run_link());
+            record.set_owner(Owner::Inner);
+            self.zones.release(&self.records, frame..frame.offset(count));
+            frames += count as usize;
+        }
+        frames
     }
 
     /// What is wrong with a free of a run of `count` frames at `frame`.
@@ -140,11 +173,14 @@ impl<P: Platform> Frames<P> {
         if keep == 0 {
             return self.try_free_run(frame, count);
         }
-        self.check_run(frame, count)?;
-        if keep < count {
-            self.records.set_owner(frame, Owner::Pages(keep));
-            self.release(frame.offset(keep), count - keep);
+        if keep >= count {
+            return self.check_run(frame, count);
         }
+        if !self.claim(frame, count) {
+            return Err(self.run_fault(frame, count));
+        }
+        self.records.set_owner(frame, Owner::Pages(keep));
+        self.release(frame.offset(keep), count - keep);
         Ok(())
     }
 
@@ -159,11 +195,14 @@ impl<P: Platform> Frames<P> {
         if self.refuse() || frame.number().checked_add(new_count).is_none() {
             return Ok(false);
         }
-        let behind = frame.offset(count)..frame.offset(new_count);
-        let taken = self.zones.lock().take(&self.records, behind).is_ok();
-        if taken {
-            self.records.set_owner(frame, Owner::Pages(new_count));
+        // Nobody else can free it meanwhile.
+        if !self.claim(frame, count) {
+            return Err(self.run_fault(frame, count));
         }
+        let behind = frame.offset(count)..frame.offset(new_count);
+        let zones = self.zones.lock_unless_nmi();
+        let taken = zones.is_some_and(|mut zones| zones.take(&self.records, behind).is_ok());
+        self.records.set_owner(frame, Owner::Pages(if taken { new_count } else { count }));
         Ok(taken)
     }
 
@@ -177,6 +216,7 @@ impl<P: Platform> Frames<P> {
         if self.refuse() {
             return 0;
         }
+        self.take_in_deferred();
         let mut filled = self.zones.allocate_bulk(&self.records, frames, 0);
         if filled < frames.len() && self.drain_stock() > 0 {
             filled += self.zones.allocate_bulk(&self.records, &mut frames[filled..], 0);
@@ -191,6 +231,10 @@ impl<P: Platform> Frames<P> {
     ///
     /// Nobody uses the frames any more.
     pub unsafe fn free_bulk(&self, frames: &[Frame]) {
+        if in_nmi::<P>() {
+            // SAFETY: passed on to the caller.
+            return frames.iter().for_each(|frame| unsafe { self.free(*frame, Order::ZERO) });
+        }
         let freed = self.zones.release_bulk(&self.records, frames, |frame| self.claim(frame, 1));
         if let Err(bad) = freed {
             self.run_fault(bad, 1).report(self.pointer(bad));
@@ -201,7 +245,7 @@ impl<P: Platform> Frames<P> {
     /// 2^24. `header` says where the slab's header is: a frame, and an offset in bytes.
     pub(crate) fn make_slab(&self, first: Frame, count: u32, cache: u32, header: (Frame, u32)) {
         if let Some(record) = self.records.get(first) {
-            record.set_header(count, header);
+            record.set_header(header);
         }
         let order = Order::containing(count).unwrap_or(Order::MAX);
         self.records.set_all(first..first.offset(count), Owner::Slab { order, cache });
@@ -211,6 +255,11 @@ impl<P: Platform> Frames<P> {
     #[inline]
     pub(crate) fn slab_header(&self, first: Frame) -> (Frame, u32) {
         self.records.get(first).map_or((first, 0), |record| record.header())
+    }
+
+    /// The link of the slab that starts at `first`.
+    pub(crate) fn slab_link(&self, first: Frame) -> Option<&AtomicU32> {
+        self.records.get(first).map(|record| record.slab_link())
     }
 
     /// Frees the run of a slab, which nobody uses any more.

@@ -2,10 +2,10 @@
 //!
 //! The largest range gets the direct table, and the tables of all other ranges too, in its end.
 
+use crate::sync::Ordering::Relaxed;
 use core::error::Error;
 use core::fmt;
 use core::ops::Range;
-use core::sync::atomic::Ordering::Relaxed;
 
 use super::record::Owner;
 use super::records::Records;

@@ -1,6 +1,6 @@
 //! Page frames that are only lent: given away one by one, and given back to where they came from.
 
-use core::sync::atomic::Ordering::Relaxed;
+use crate::sync::Ordering::Relaxed;
 
 use super::init::pages;
 use super::stock::Stocks;
@@ -82,6 +82,7 @@ impl<P: Platform> Frames<P> {
             }
         }
         self.zones.lock().clear();
+        self.deferred.take_all();
         // SAFETY: nobody uses the stocks, says the caller.
         let stocks = unsafe { self.stocks.take_table() };
         if !stocks.is_null() {

@@ -5,10 +5,12 @@
 //! front of them each CPU has a [`stock`] of single frames.
 //!
 //! Locks: one a zone, the innermost of all. Who owns a frame may be asked without one. Memory is added and taken away
-//! by one caller at a time, without a lock: a second one is refused (`changing`).
+//! by one caller at a time, without a lock: a second one is refused (`changing`). In an NMI locks are only tried, and
+//! what is freed waits in a list ([`deferred`]).
 
 mod allocate;
 mod block;
+mod deferred;
 mod init;
 mod lend;
 mod record;
@@ -24,15 +26,16 @@ mod x86_64;
 mod zone;
 mod zones;
 
+use crate::sync::Ordering::Relaxed;
+use crate::sync::{AtomicBool, AtomicPtr, AtomicUsize};
 use core::fmt;
-use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize};
 
 pub use block::FrameBlock;
 pub use init::InitError;
 pub use regions::{AddError, RemoveError};
 pub use types::{Frame, Order};
 
+pub(crate) use deferred::{Deferred, unlink};
 pub(crate) use record::Owner;
 
 use crate::fault::Fault;
@@ -56,6 +59,8 @@ pub struct Frames<P> {
     records: Records,
     zones: Zones<P>,
     stocks: Stocks<P>,
+    /// Runs that were freed in an NMI.
+    deferred: Deferred,
     /// Of each zone but the highest: a request below its end has come since somebody last looked.
     asked: [AtomicBool; ZONES - 1],
     /// Frames of all zones, to be asked without a lock.
@@ -79,6 +84,7 @@ impl<P> Frames<P> {
             records: Records::new(),
             zones: Zones::new(boundaries),
             stocks: Stocks::new(),
+            deferred: Deferred::new(),
             asked: [const { AtomicBool::new(false) }; _],
             managed: AtomicUsize::new(0),
             metadata: AtomicUsize::new(0),
@@ -122,13 +128,19 @@ impl<P> Frames<P> {
         self.records.owner(frame)
     }
 
+    /// The first frame of the slab of `cache` that `frame` is part of.
+    #[inline]
+    pub(crate) fn slab_around(&self, frame: Frame, cache: u32) -> Option<Frame> {
+        Some(frame.block_start(self.records.get(frame)?.slab_order(cache)?))
+    }
+
     /// Why a free of something that starts in `frame` is wrong, where no allocation starts there: the block around the
     /// frame is free, or allocated, or there is none.
     #[cold]
     pub(crate) fn fault_at(&self, frame: Frame) -> Fault {
         match self.owner(frame) {
             Owner::Unmanaged | Owner::Records => Fault::BadAddress,
-            Owner::Free(_) | Owner::Stock => Fault::DoubleFree,
+            Owner::Free(_) | Owner::Stock | Owner::Deferred(_) => Fault::DoubleFree,
             Owner::Pages(_) | Owner::Slab { .. } => Fault::BadBase,
             Owner::Inner => {
                 let in_free_block =
@@ -140,9 +152,10 @@ impl<P> Frames<P> {
 }
 
 impl<P: Platform> Frames<P> {
-    /// Counts, as of one moment for the zones; those of the stocks can have changed meanwhile.
+    /// Counts, as of one moment for the zones; those of the stocks can have changed meanwhile. Where a zone cannot be
+    /// looked at, since this is an NMI or the kernel stops, the counts of all zones are 0.
     pub fn stats(&self) -> FrameStats {
-        let zones = self.zones.lock().stats();
+        let zones = self.zones.stats();
         let stocked = self.stocks.frames();
         FrameStats {
             total: zones.iter().map(|zone| zone.total).sum(),
@@ -172,7 +185,8 @@ impl<P: Platform> Frames<P> {
     }
 
     fn free_frames(&self) -> usize {
-        self.zones.lock().free_frames() + self.stocks.frames()
+        let zones = self.zones.lock_to_report();
+        zones.map_or(0, |zones| zones.free_frames()) + self.stocks.frames()
     }
 
     /// Whether fewer frames are free than the low watermarks of all zones say together: there is pressure.
@@ -197,10 +211,10 @@ impl<P: Platform> Frames<P> {
         free < high
     }
 
-    /// As of one moment for the zones. The lowest is not stocked.
+    /// As of one moment for the zones; 0 where they cannot be looked at. The lowest is not stocked.
     fn free_and_watermarks(&self, zone: usize) -> (usize, usize, usize) {
-        let zones = self.zones.lock();
-        let (free, low, high) = zones.free_and_watermarks(zone);
+        let zones = self.zones.lock_to_report();
+        let (free, low, high) = zones.map_or((0, 0, 0), |zones| zones.free_and_watermarks(zone));
         (if zone == 0 { free } else { free + self.stocks.frames() }, low, high)
     }
 

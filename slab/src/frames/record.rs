@@ -12,8 +12,9 @@
 
 #![forbid(unsafe_code)]
 
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use crate::sync::{AtomicU32, Ordering::Relaxed};
 
+use super::deferred::NOT_LISTED;
 use super::{Frame, Order};
 
 /// Who owns a frame.
@@ -29,6 +30,8 @@ pub(crate) enum Owner {
     Free(Order),
     /// A CPU's stock of single frames.
     Stock,
+    /// Nobody: the first of so many frames that were freed in an NMI.
+    Deferred(u32),
     /// Whoever allocated it: the first of so many frames.
     Pages(u32),
     /// A cache: part of a slab, which starts at the frame's [`block_start`](Frame::block_start) of `order`.
@@ -41,9 +44,11 @@ pub(crate) enum Owner {
 pub(crate) struct Record {
     /// Kind, order and cache: see [`pack`].
     owner: AtomicU32,
-    /// Of the first frame of an allocation or slab: how many frames it has.
+    /// Of the first frame of an allocation: how many frames it has. Slab's first frame: its link in a list of slabs with
+    /// objects that were freed in an NMI.
     count: AtomicU32,
-    /// Free: the next free block of the order. Slab's first frame: the frame of its header.
+    /// Free: the next free block of the order. Freed in an NMI: the link in the list of those. Slab's first frame: the
+    /// frame of its header.
     a: AtomicU32,
     /// Free: the previous free block of the order. Slab's first frame: where in that frame the header is, in bytes.
     b: AtomicU32,
@@ -58,6 +63,7 @@ const FREE: u32 = 3;
 const STOCK: u32 = 4;
 const PAGES: u32 = 5;
 const SLAB: u32 = 6;
+const DEFERRED: u32 = 7;
 
 const KIND_BITS: u32 = 3;
 const ORDER_BITS: u32 = 5;
@@ -96,15 +102,24 @@ impl Record {
             (RECORDS, _) => Owner::Records,
             (STOCK, _) => Owner::Stock,
             (PAGES, _) => Owner::Pages(self.count()),
+            (DEFERRED, _) => Owner::Deferred(self.count()),
             (FREE, Some(order)) => Owner::Free(order),
             (SLAB, Some(order)) => Owner::Slab { order, cache: word >> (KIND_BITS + ORDER_BITS) },
             _ => Owner::Unmanaged,
         }
     }
 
+    /// The order of the slab of `cache` that the frame is part of; `None` where it is of none. As [`owner`](Self::owner)
+    /// says it, in fewer steps.
+    #[inline]
+    pub(crate) fn slab_order(&self, cache: u32) -> Option<Order> {
+        let word = self.owner.load(Relaxed) ^ pack(SLAB, 0, cache);
+        if word & !(((1 << ORDER_BITS) - 1) << KIND_BITS) == 0 { Order::new(word >> KIND_BITS) } else { None }
+    }
+
     #[inline]
     pub(crate) fn set_owner(&self, owner: Owner) {
-        if let Owner::Pages(count) = owner {
+        if let Owner::Pages(count) | Owner::Deferred(count) = owner {
             self.count.store(count, Relaxed);
         }
         self.owner.store(
@@ -115,6 +130,7 @@ impl Record {
                 Owner::Free(order) => pack(FREE, order.get(), 0),
                 Owner::Stock => STOCK,
                 Owner::Pages(_) => PAGES,
+                Owner::Deferred(_) => DEFERRED,
                 Owner::Slab { order, cache } => pack(SLAB, order.get(), cache),
             },
             Relaxed,
@@ -125,18 +141,26 @@ impl Record {
     /// that. Of several that try at once, one succeeds.
     #[inline]
     pub(crate) fn claim(&self, count: u32) -> bool {
-        self.count() == count && self.owner.compare_exchange(PAGES, INNER, Relaxed, Relaxed).is_ok()
+        if self.count() != count || self.owner.compare_exchange(PAGES, INNER, Relaxed, Relaxed).is_err() {
+            return false;
+        }
+        // Another one can have freed the run, and a third allocated a shorter one, since the count was read.
+        let same = self.count() == count;
+        if !same {
+            self.owner.store(PAGES, Relaxed);
+        }
+        same
     }
 
-    /// Frames of the allocation or slab that starts here.
+    /// Frames of the allocation that starts here.
     #[inline]
     pub(crate) fn count(&self) -> u32 {
         self.count.load(Relaxed)
     }
 
     /// Makes it that of a slab's first frame; the owner is still to be set.
-    pub(crate) fn set_header(&self, count: u32, (frame, offset): (Frame, u32)) {
-        self.count.store(count, Relaxed);
+    pub(crate) fn set_header(&self, (frame, offset): (Frame, u32)) {
+        self.count.store(NOT_LISTED, Relaxed);
         self.a.store(frame.number(), Relaxed);
         self.b.store(offset, Relaxed);
     }
@@ -145,6 +169,16 @@ impl Record {
     #[inline]
     pub(crate) fn header(&self) -> (Frame, u32) {
         (Frame::new(self.a.load(Relaxed)), self.b.load(Relaxed))
+    }
+
+    /// The link of a slab with objects that were freed in an NMI.
+    pub(crate) fn slab_link(&self) -> &AtomicU32 {
+        &self.count
+    }
+
+    /// The link of a run that was freed in an NMI.
+    pub(crate) fn run_link(&self) -> &AtomicU32 {
+        &self.a
     }
 
     /// The neighbours of a free block in its list.

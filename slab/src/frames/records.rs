@@ -13,9 +13,9 @@
 //!
 //! Locks: none.
 
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::{AtomicPtr, AtomicU32};
 use core::ops::Range;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicPtr, AtomicU32};
 
 use super::Frame;
 use super::record::{Owner, Record};

@@ -1,16 +1,16 @@
 //! Memory that comes later, and memory that goes.
 
+use crate::sync::AtomicBool;
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
 use core::error::Error;
 use core::fmt;
 use core::ops::Range;
-use core::sync::atomic::AtomicBool;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::init::{Tables, measure, pages, place_in};
 use super::stock::Stocks;
 use super::{Frame, Frames, Order, Owner};
 use crate::memory::{FRAME_SIZE, Region, UsableFrames};
-use crate::platform::Platform;
+use crate::platform::{Platform, in_nmi};
 
 /// Why memory could not be added. Nothing has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +18,8 @@ use crate::platform::Platform;
 pub enum AddError {
     /// `init` comes first.
     NotInitialised,
-    /// Another CPU, or what this interrupts, is adding or removing memory just now. It may be tried again.
+    /// Another CPU, or what this interrupts, is adding or removing memory just now, or this is an NMI. It may be tried
+    /// again.
     InProgress,
     /// There is no whole page frame in what should be added.
     NoUsableMemory,
@@ -62,7 +63,8 @@ impl Error for AddError {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RemoveError {
-    /// Another CPU, or what this interrupts, is adding or removing memory just now. It may be tried again.
+    /// Another CPU, or what this interrupts, is adding or removing memory just now, or this is an NMI. It may be tried
+    /// again.
     InProgress,
     /// Some of it is in use.
     Busy {
@@ -97,10 +99,10 @@ impl Drop for Change<'_> {
     }
 }
 
-impl<P> Frames<P> {
-    /// `None` where a change is under way. It never waits: the other one may be what this interrupts.
+impl<P: Platform> Frames<P> {
+    /// `None` where a change is under way, and in an NMI. It never waits: the other one may be what this interrupts.
     pub(super) fn begin_change(&self) -> Option<Change<'_>> {
-        let begun = self.changing.compare_exchange(false, true, Acquire, Relaxed).is_ok();
+        let begun = !in_nmi::<P>() && self.changing.compare_exchange(false, true, Acquire, Relaxed).is_ok();
         begun.then(|| Change(&self.changing))
     }
 }

@@ -9,9 +9,9 @@
 //! 2. Only the CPU with the stock's number changes it, with interrupts off. (The fields are atomic all the same: who breaks
 //!    this loses frames, and does no worse.)
 
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::{AtomicPtr, AtomicU32};
 use core::marker::PhantomData;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicPtr, AtomicU32};
 
 use super::record::Owner;
 use super::records::Records;
@@ -185,6 +185,7 @@ impl<P: Platform> Frames<P> {
 
     #[cold]
     fn refill(&self, local: &Local<'_, P>) {
+        self.take_in_deferred();
         let mut batch = [Frame::default(); BATCH];
         let filled = self.zones.allocate_bulk(&self.records, &mut batch[..local.capacity / 2], 1);
         for frame in &batch[..filled] {
@@ -226,9 +227,9 @@ impl<P: Platform> Frames<P> {
     /// Moves the frames that this CPU keeps in stock back to where every CPU has them, so that they merge. Returns how
     /// many.
     ///
-    /// An allocation that would fail otherwise does so by itself.
+    /// An allocation that would fail otherwise does so by itself. What was freed in NMIs goes there too.
     pub fn drain_stock(&self) -> usize {
-        self.stocks.local().map_or(0, |local| self.drain_whole(local.stock))
+        self.take_in_deferred() + self.stocks.local().map_or(0, |local| self.drain_whole(local.stock))
     }
 
     /// Moves the frames that the CPU with this number keeps in stock back to where every CPU has them. Returns how many.

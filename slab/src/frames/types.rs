@@ -20,6 +20,7 @@ impl Frame {
     /// Stands for no frame in a record.
     pub(crate) const NONE: u32 = u32::MAX;
 
+    #[inline]
     pub(crate) const fn new(number: u32) -> Self {
         Self(number)
     }
@@ -57,6 +58,7 @@ impl Frame {
     }
 
     /// Where the block of `order` around this frame starts.
+    #[inline]
     pub(crate) const fn block_start(self, order: Order) -> Self {
         Self(self.0 & !(order.frames() - 1))
     }
@@ -100,6 +102,7 @@ impl Order {
     pub const COUNT: usize = Self::MAX.0 as usize + 1;
 
     /// Order `order`; `None` above [`MAX`](Self::MAX).
+    #[inline]
     pub const fn new(order: u32) -> Option<Self> {
         if order <= Self::MAX.0 { Some(Self(order)) } else { None }
     }
@@ -123,6 +126,7 @@ impl Order {
     }
 
     /// Frames in a block: 2^order.
+    #[inline]
     pub const fn frames(self) -> u32 {
         1 << self.0
     }

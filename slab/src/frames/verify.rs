@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use core::sync::atomic::Ordering::Relaxed;
+use crate::sync::Ordering::Relaxed;
 
 use super::records::Records;
 use super::types::length;
@@ -50,7 +50,7 @@ impl Tally {
                 self.free += order.frames() as usize;
                 return Some(order.frames());
             }
-            Owner::Pages(count) => return Some(count),
+            Owner::Pages(count) | Owner::Deferred(count) => return Some(count),
             Owner::Slab { .. } => {}
         }
         Some(1)
@@ -58,6 +58,13 @@ impl Tally {
 }
 
 impl<P: Platform> Frames<P> {
+    /// Runs `work` with all zones locked.
+    #[cfg(test)]
+    pub(crate) fn with_zones_locked<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _zones = self.zones.lock();
+        work()
+    }
+
     /// Checks every invariant of the page frames: the lists of free blocks, that buddies have merged, the stocks, that
     /// each managed frame belongs to just one thing, and that all counts are true.
     ///

@@ -7,6 +7,7 @@
 
 #![deny(unsafe_code)]
 
+use core::array;
 use core::ops::Range;
 
 use super::record::Owner;
@@ -14,9 +15,9 @@ use super::records::Records;
 use super::types::{length, overlap};
 use super::zone::{Request, Zone};
 use super::{Frame, Order};
-use crate::lock::{Interrupts, IrqGuard, IrqLock};
+use crate::lock::{Interrupts, IrqGuard, IrqLock, Level, OwnLines};
 use crate::memory::FRAME_SIZE;
-use crate::platform::Platform;
+use crate::platform::{Platform, in_nmi};
 use crate::stats::ZoneStats;
 use crate::verify::Broken;
 
@@ -41,7 +42,7 @@ const BATCH: usize = 64;
 /// All zones. They are disjoint, ascend, and together have every frame.
 #[derive(Debug)]
 pub(crate) struct Zones<P> {
-    zones: [IrqLock<P, Zone>; ZONES],
+    zones: OwnLines<[IrqLock<P, Zone>; ZONES]>,
     /// Where the second and the third zone start.
     boundaries: [Frame; ZONES - 1],
 }
@@ -52,11 +53,11 @@ impl<P> Zones<P> {
         let first = frame_below(boundaries[0]);
         let second = frame_below(if boundaries[1] < boundaries[0] { boundaries[0] } else { boundaries[1] });
         let zones = [
-            IrqLock::new(Zone::new(Frame::new(0)..first)),
-            IrqLock::new(Zone::new(first..second)),
-            IrqLock::new(Zone::new(second..Frame::new(Frame::LIMIT))),
+            IrqLock::ordered(Level::Zone0, Zone::new(Frame::new(0)..first)),
+            IrqLock::ordered(Level::Zone1, Zone::new(first..second)),
+            IrqLock::ordered(Level::Zone2, Zone::new(second..Frame::new(Frame::LIMIT))),
         ];
-        Self { zones, boundaries: [first, second] }
+        Self { zones: OwnLines(zones), boundaries: [first, second] }
     }
 
     /// Where the second zone starts: memory below is too precious to be stocked.
@@ -81,7 +82,8 @@ const fn frame_below(address: u64) -> Frame {
 
 impl<P: Platform> Zones<P> {
     /// Calls `serve` with the zones from the one below `limit` down to the one with the number `lowest`, each locked
-    /// and with the number of frames that it may hand out, until `serve` returns something.
+    /// and with the number of frames that it may hand out, until `serve` returns something. In an NMI zones that are
+    /// locked already are left out.
     fn find_map<T>(
         &self,
         limit: Frame,
@@ -91,7 +93,7 @@ impl<P: Platform> Zones<P> {
         let highest = self.highest_below(limit)?;
         let mut reserved = false;
         for zone in self.zones.get(lowest..=highest)?.iter().rev() {
-            let mut zone = zone.lock();
+            let Some(mut zone) = zone.lock_unless_nmi() else { continue };
             let kept = if reserved { zone.total_frames() / RESERVE } else { 0 };
             let available = zone.free_frames().saturating_sub(kept);
             if let Some(served) = serve(&mut zone, available) {
@@ -164,6 +166,39 @@ impl<P: Platform> Zones<P> {
     pub(crate) fn lock(&self) -> AllZones<'_, P> {
         let interrupts = Interrupts::disable();
         AllZones { guards: self.zones.each_ref().map(IrqLock::lock), _interrupts: interrupts }
+    }
+
+    /// The same; in an NMI only if all of them are free.
+    pub(crate) fn lock_unless_nmi(&self) -> Option<AllZones<'_, P>> {
+        if in_nmi::<P>() { self.lock_by(IrqLock::try_lock) } else { Some(self.lock()) }
+    }
+
+    /// The same for counts; see [`IrqLock::lock_to_report`].
+    pub(crate) fn lock_to_report(&self) -> Option<AllZones<'_, P>> {
+        self.lock_by(IrqLock::lock_to_report)
+    }
+
+    fn lock_by<'a>(
+        &'a self,
+        take: impl Fn(&'a IrqLock<P, Zone>) -> Option<IrqGuard<'a, P, Zone>>,
+    ) -> Option<AllZones<'a, P>> {
+        let interrupts = Interrupts::disable();
+        let [low, middle, high] = &*self.zones;
+        Some(AllZones { guards: [take(low)?, take(middle)?, take(high)?], _interrupts: interrupts })
+    }
+
+    /// Counts of each zone.
+    pub(crate) fn stats(&self) -> [ZoneStats; ZONES] {
+        let zones = self.lock_to_report();
+        array::from_fn(|index| match &zones {
+            Some(zones) => stats_of(&zones.guards[index]),
+            None => stats_of(&Zone::new(self.range(index))),
+        })
+    }
+
+    fn range(&self, zone: usize) -> Range<Frame> {
+        let start = zone.checked_sub(1).map_or(Frame::new(0), |below| self.boundaries[below]);
+        start..self.boundaries.get(zone).copied().unwrap_or(Frame::new(Frame::LIMIT))
     }
 }
 
@@ -269,20 +304,20 @@ impl<P: Platform> AllZones<'_, P> {
         (sum(&Zone::free_frames), sum(&|zone| zone.total_frames() / LOW), sum(&|zone| zone.total_frames() / HIGH))
     }
 
-    pub(crate) fn stats(&self) -> [ZoneStats; ZONES] {
-        self.guards.each_ref().map(|zone| ZoneStats {
-            start: zone.range().start,
-            end: zone.range().end,
-            total: zone.total_frames(),
-            free: zone.free_frames(),
-            free_blocks: zone.free_blocks(),
-            reserve: zone.total_frames() / RESERVE,
-            low: zone.total_frames() / LOW,
-            high: zone.total_frames() / HIGH,
-        })
-    }
-
     pub(crate) fn verify(&self, records: &Records) -> Result<(), Broken> {
         self.guards.iter().try_for_each(|zone| zone.verify(records))
+    }
+}
+
+fn stats_of(zone: &Zone) -> ZoneStats {
+    ZoneStats {
+        start: zone.range().start,
+        end: zone.range().end,
+        total: zone.total_frames(),
+        free: zone.free_frames(),
+        free_blocks: zone.free_blocks(),
+        reserve: zone.total_frames() / RESERVE,
+        low: zone.total_frames() / LOW,
+        high: zone.total_frames() / HIGH,
     }
 }

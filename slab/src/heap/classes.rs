@@ -61,6 +61,7 @@ classes! {
 }
 
 /// The smallest class of at least `size` bytes, which is 1 to [`LARGEST`].
+#[inline]
 pub(crate) const fn class_of(size: usize) -> usize {
     if size <= LINEAR {
         return size.div_ceil(STEP) - 1;
@@ -83,9 +84,11 @@ pub(crate) enum Block {
 
 impl Block {
     /// What serves `layout`; `None` where nothing can. An empty layout gets a byte.
+    #[inline]
     pub(crate) fn of(layout: Layout) -> Option<Self> {
         // A class that is a multiple of the alignment is aligned, up to a page: slabs start at pages.
-        let size = layout.size().max(1).checked_next_multiple_of(layout.align())?;
+        // The alignment is a power of two, and the sum is below 2^64: a layout's size and alignment are.
+        let size = (layout.size().max(1) + (layout.align() - 1)) & !(layout.align() - 1);
         if size <= LARGEST && layout.align() <= FRAME_SIZE {
             return Some(Self::Class(class_of(size)));
         }

@@ -111,7 +111,8 @@ impl<P: Platform> Heap<P> {
     }
 
     /// A heap within this one, which has at most `limit` bytes of its page frames at a time and gives all of them back
-    /// when it is dropped, whatever is still allocated from it. It takes 32 KiB for itself, beside the limit.
+    /// when it is dropped, whatever is still allocated from it. It takes up to 40 KiB for itself, beside the limit;
+    /// in a debug build 48 KiB.
     ///
     /// # Errors
     ///

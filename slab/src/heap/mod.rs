@@ -19,7 +19,7 @@ use crate::cache::{Caches, LENT, USED};
 use crate::fault::{CacheName, Fault};
 use crate::frames::{Frame, Frames, Order, Owner};
 use crate::memory::FRAME_SIZE;
-use crate::platform::Platform;
+use crate::platform::{Platform, in_nmi};
 use crate::reclaim::{self, Callback, Hook, TooManyCallbacks};
 use crate::verify::Broken;
 use classes::Block;
@@ -31,8 +31,8 @@ pub use classes::SIZES;
 /// A kernel has one, a `static` with `#[global_allocator]` on it, and calls [`init`](Self::init) or
 /// [`init_range`](Self::init_range) early. Before that every allocation fails.
 ///
-/// Any CPU may use it at any time, interrupt handlers too (but no NMI handler: it may have interrupted the holder of a
-/// lock). No call ever waits for anything but a short lock.
+/// Any CPU may use it at any time, interrupt handlers too, and with some care NMI handlers: see
+/// [`platform`](crate::platform). No call ever waits for anything but a short lock.
 pub struct Heap<P> {
     caches: Caches<P>,
 }
@@ -97,10 +97,11 @@ impl<P: Platform> Heap<P> {
         if block.size() > self.size() {
             return None;
         }
-        let block_found = self.caches.with_relief(block.size(), || match block {
+        let attempt = || match block {
             Block::Class(class) => self.allocate_from_class_or_larger(class, layout.align()),
             Block::Frames { count, alignment } => self.allocate_run(count, alignment),
-        });
+        };
+        let block_found = if in_nmi::<P>() { attempt() } else { self.caches.with_relief(block.size(), attempt) };
         if let (None, Block::Class(class)) = (block_found, block) {
             self.caches.class(class).count_failure();
         }
@@ -168,6 +169,7 @@ impl<P: Platform> Heap<P> {
     /// # Safety
     ///
     /// `block` came from this heap for `layout`, and nobody uses it any more.
+    #[inline]
     pub unsafe fn free(&self, block: NonNull<u8>, layout: Layout) {
         // SAFETY: passed on to the caller.
         unsafe { self.try_free(block.as_ptr(), layout) }.unwrap_or_else(|fault| fault.report(block.as_ptr()));
@@ -273,7 +275,7 @@ impl<P: Platform> Heap<P> {
 
     fn find_object(&self, block: *mut u8, id: u32, wanted: Block) -> Result<Found, Fault> {
         let Some(cache) = self.caches.class_by_id(id) else {
-            let owner = self.caches.name_of(id).unwrap_or(CacheName("the allocator itself", 0));
+            let owner = self.caches.name_of(id);
             return Err(Fault::WrongCache { freed: CacheName("the heap", 0), owner });
         };
         let state = cache.state_of(&self.caches, block)?;

@@ -65,7 +65,7 @@ impl<P: Platform> Heap<P> {
     /// Calls `visit` with the counts of each cache, with no lock held: first the size classes, by size, then all others,
     /// in the order of their first use.
     pub fn for_each_cache(&self, mut visit: impl FnMut(&CacheStats)) {
-        self.caches().for_each(|cache| visit(&cache.stats()));
+        self.caches().for_each_to_report(|cache| visit(&cache.stats()));
     }
 
     /// The allocator's own tables: page frames by order, and a row for each cache that has been used, as the `kmastat` of

@@ -216,7 +216,7 @@ fn a_cache_dropped_with_live_objects_keeps_those_and_its_own_block_only() {
     // A slab, and at most a page each for its header, the cache's own block, the places of its CPUs.
     let lost = (before - settled(&heap)) / FRAME_SIZE;
     assert!((1..=4).contains(&lost), "{lost}");
-    let name = heap.caches().owner_of(kept.as_ptr()).and_then(|id| heap.caches().name_of(id)).unwrap();
+    let name = heap.caches().owner_of(kept.as_ptr()).map(|id| heap.caches().name_of(id)).unwrap();
     assert_eq!(name.to_string(), "dropped");
 }
 

@@ -1,4 +1,4 @@
-use core::sync::atomic::Ordering::Relaxed;
+use crate::sync::Ordering::Relaxed;
 use std::format;
 
 use super::*;

@@ -1,7 +1,9 @@
 mod blocks;
+mod cpus;
 mod frees;
 mod lent;
 mod model;
+mod nmi;
 mod numbers;
 mod shape;
 mod zones;

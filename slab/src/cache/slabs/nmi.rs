@@ -1,0 +1,90 @@
+//! The slab layer in an NMI, which may have interrupted the holder of the slab list's lock.
+//!
+//! An object that is freed there stays in its slab with the state [`DEFERRED`], and the slab goes on a list
+//! ([`Deferred`](crate::frames::Deferred)) from which whoever next comes to the slabs takes it.
+//!
+//! Invariant: a slab on the list, or taken off it and not looked at yet, has a slot with that state, and so stays.
+
+use super::{EMPTY, FULL, Slabs};
+use crate::cache::AllocError;
+use crate::cache::shared::Caches;
+use crate::cache::slab::DEFERRED;
+use crate::fault::Fault;
+use crate::frames::{Frame, Frames, unlink};
+use crate::platform::Platform;
+use crate::sync::AtomicU8;
+use crate::sync::Ordering::Relaxed;
+
+impl<P: Platform> Slabs<P> {
+    /// An object that is constructed, if the cache constructs, without waiting for anything: for an NMI.
+    pub(crate) fn take_at_once(&self, shared: &Caches<P>) -> Result<*mut u8, AllocError> {
+        let mut state = self.state.try_lock().ok_or(AllocError::WouldGrow)?;
+        let frames = shared.frames();
+        if self.lifecycle.is_none() {
+            let taken = self.take_from_list(&mut state, frames)?;
+            return taken.map(|(object, _)| object).ok_or(AllocError::WouldGrow);
+        }
+        if state.numbers.taken >= state.limit {
+            return Err(AllocError::AtLimit);
+        }
+        let taken = (EMPTY..FULL).rev().filter_map(|list| state.lists[list]).find_map(|first| {
+            // SAFETY: what is in a list is a slab of this cache.
+            let slab = unsafe { self.slab(frames, first) };
+            Some((slab.take_constructed()?, first, slab))
+        });
+        let (object, first, slab) = taken.ok_or(AllocError::WouldGrow)?;
+        state.numbers.taken += 1;
+        self.place(&mut state, frames, first, slab);
+        Ok(object)
+    }
+
+    /// Takes an object back whose slot is [`CACHED`], without waiting for anything: for an NMI. Its slot stays out of the
+    /// lists until somebody else comes to the slabs.
+    pub(crate) fn defer(&self, frames: &Frames<P>, object: *mut u8) {
+        match self.locate_cached(frames, object) {
+            Some((first, slab, slot)) => {
+                slab.states()[slot].store(DEFERRED, Relaxed);
+                self.list_deferred(frames, first);
+            }
+            None => Fault::BadRound.report(object),
+        }
+    }
+
+    fn list_deferred(&self, frames: &Frames<P>, slab: Frame) {
+        if let Some(link) = frames.slab_link(slab) {
+            self.deferred.push_once(slab, link);
+        }
+    }
+
+    /// Takes in what was freed in NMIs.
+    #[inline]
+    pub(crate) fn take_in_deferred(&self, shared: &Caches<P>) {
+        if !self.deferred.is_empty() {
+            self.take_in(shared);
+        }
+    }
+
+    #[cold]
+    fn take_in(&self, shared: &Caches<P>) {
+        let frames = shared.frames();
+        let is_deferred = |state: &AtomicU8| state.load(Relaxed) == DEFERRED;
+        let mut next = self.deferred.take_all();
+        while let Some((first, link)) = next.and_then(|first| Some((first, frames.slab_link(first)?))) {
+            let mut state = self.state.lock();
+            // SAFETY: a slab of this cache; those slots of it that are to be taken in keep it.
+            let slab = unsafe { self.slab(frames, first) };
+            for slot in (0..self.geometry.slots).filter(|&slot| is_deferred(&slab.states()[slot])) {
+                slab.put(slot, true);
+                state.numbers.taken -= 1;
+            }
+            self.place(&mut state, frames, first, slab);
+            next = unlink(link);
+            // Freed since, by a CPU that saw it listed. From here on it is listed, or has no such slot.
+            if slab.states().iter().any(is_deferred) {
+                self.list_deferred(frames, first);
+            }
+        }
+        // What was deferred meanwhile is left to the next one: NMIs may come faster than this.
+        self.release_empty(shared, false);
+    }
+}
