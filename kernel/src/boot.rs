@@ -9,12 +9,12 @@ use x86_64::instructions::interrupts;
 use x86_64::registers::control::{Cr0, Cr0Flags};
 
 use crate::stack::Stack;
-use crate::{cmdline, heap, memory, serial, timer, traps};
+use crate::{cmdline, cpus, heap, memory, serial, threads, timer, traps};
 
 /// What the kernel runs on from the first instruction of Rust code on.
 pub(crate) static STACK: Stack<BOOT_STACK_SIZE> = Stack::new();
 
-const BOOT_STACK_SIZE: usize = 64 * 1024;
+const BOOT_STACK_SIZE: usize = 128 * 1024;
 
 /// Defines the function that the kernel runs when the machine is up: `fn(&'static BootInfo) -> !`.
 ///
@@ -43,8 +43,9 @@ fn kernel_main(_: &'static BootInfo) -> ! {
 
 /// What both ways in do first: from here on the kernel can say what went wrong.
 fn start() {
+    cpus::start_boot_cpu();
+    traps::load_table();
     serial::init();
-    traps::init();
     // SAFETY: this takes rights away from the kernel only: it can then not write to its read-only pages.
     unsafe { Cr0::update(|flags| flags.insert(Cr0Flags::WRITE_PROTECT)) };
 }
@@ -63,7 +64,11 @@ unsafe fn enter(boot_info: &'static BootInfo, line: &'static [u8]) -> ! {
     unsafe { memory::init() };
     // SAFETY: usable memory is unused and mapped, as the caller promises.
     unsafe { heap::init(boot_info) };
+    cpus::this().lend_number();
+    cpus::apic::init();
     timer::init();
+    threads::init();
     interrupts::enable();
+    cpus::start_all(boot_info);
     kernel_main(boot_info)
 }

@@ -1,16 +1,16 @@
 //! The kernel's heap.
 
+use crate::cpus::Cpus;
 use bootloader_api::BootInfo;
 use kslab::Heap;
 use kslab::memory::Region;
-use kslab::platform::X86_64;
 
 use crate::memory;
 use crate::stop::stop;
 
 /// What `Box`, `Vec` and their like allocate from; its page frames serve page tables too.
 #[cfg_attr(target_os = "none", global_allocator)]
-pub static HEAP: Heap<X86_64> = Heap::new();
+pub static HEAP: Heap<Cpus> = Heap::new();
 
 /// Gives the heap all usable memory of the machine; stops the kernel if that cannot be.
 ///

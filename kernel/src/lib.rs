@@ -5,7 +5,7 @@
 //! 1. QEMU loads it directly (`-kernel`, the PVH entry in [`boot::pvh`]);
 //! 2. the `bootloader` crate loads it from a BIOS or UEFI disk image ([`boot::disk`]).
 //!
-//! When main starts, the heap serves allocations, exceptions are reported, and interrupts are on. All that goes wrong for
+//! When main starts, the heap serves allocations, exceptions are reported, interrupts are on, and all [CPUs](cpus) run. All that goes wrong for
 //! good (a panic, an exception) ends in [`stop::stop`].
 //!
 //! The crate also compiles for an x86_64 host, for tools and unit tests. There it never runs.
@@ -14,8 +14,11 @@
 #![cfg_attr(not(test), no_std)]
 #![warn(missing_docs)]
 
+extern crate alloc;
+
 pub mod boot;
 pub mod cmdline;
+pub mod cpus;
 pub mod heap;
 mod image;
 pub mod memory;
@@ -23,6 +26,7 @@ pub mod qemu;
 pub mod serial;
 mod stack;
 pub mod stop;
+pub mod threads;
 pub mod time;
 pub mod timer;
 pub mod traps;

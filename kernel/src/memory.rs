@@ -4,12 +4,13 @@
 //! |---|---|
 //! | from [`PHYSICAL_MEMORY`] | all physical memory, and at least the first 4 GiB of physical addresses |
 //! | from `0xffff_9000_0000_0000` | registers of devices, uncached, each at its physical address plus this |
+//! | from `0xffff_a000_0000_0000` | stacks of CPUs and threads, each with a page below it that is not mapped |
 //! | from `0xffff_ffff_8000_0000` | the kernel's image |
 //!
 //! Where the `bootloader` crate loaded the kernel, its tables map a few pages more, all below half of the address space.
 
+use crate::cpus::Cpus;
 use kslab::IrqLock;
-use kslab::platform::X86_64;
 use spin::Once;
 use x86_64::registers::control::Cr3;
 use x86_64::structures::paging::mapper::MapToError;
@@ -19,7 +20,7 @@ use x86_64::structures::paging::{
 use x86_64::{PhysAddr, VirtAddr};
 
 use crate::heap::HEAP;
-use crate::{stop, traps};
+use crate::{cpus, stop, traps};
 
 /// Physical address 0 is mapped here.
 pub const PHYSICAL_MEMORY: u64 = 0xffff_8000_0000_0000;
@@ -27,14 +28,14 @@ pub const PHYSICAL_MEMORY: u64 = 0xffff_8000_0000_0000;
 /// The registers of devices are mapped here, each at its physical address plus this.
 const DEVICES: u64 = 0xffff_9000_0000_0000;
 
-static TABLES: Once<IrqLock<X86_64, OffsetPageTable<'static>>> = Once::new();
+static TABLES: Once<IrqLock<Cpus, OffsetPageTable<'static>>> = Once::new();
 
 /// The pointer at which the byte at the physical address `address` is mapped.
 pub const fn physical(address: u64) -> *mut u8 {
     (PHYSICAL_MEMORY + address) as *mut u8
 }
 
-/// Takes over the page tables that are in force, and unmaps the guard page below every stack of this CPU.
+/// Takes over the page tables that are in force, and unmaps the guard page below every static stack.
 ///
 /// # Safety
 ///
@@ -103,12 +104,25 @@ pub fn map_new(start: VirtAddr, pages: usize) -> bool {
     true
 }
 
-/// Undoes [`map_new`]: the page frames are free again. Page tables stay. Pages that are not mapped are left out.
+/// Undoes [`map_new`]: the page frames are free again, when no CPU can reach them any more. Page tables stay. Pages that
+/// are not mapped are left out.
+///
+/// The caller holds no lock that another CPU may spin on with interrupts off: this waits for all of them.
 pub fn unmap(start: VirtAddr, pages: usize) {
-    for done in 0..pages {
-        if let Ok((frame, flush)) = tables().lock().unmap(page(start, done)) {
-            flush.flush();
-            // SAFETY: it was allocated for this page, which is gone.
+    const BATCH: usize = 64;
+    for first in (0..pages).step_by(BATCH) {
+        let batch = first..pages.min(first + BATCH);
+        let mut unmapped = [None; BATCH];
+        for (index, frame) in batch.zip(&mut unmapped) {
+            // Flushed below, for all at once.
+            *frame = tables().lock().unmap(page(start, index)).ok().map(|(frame, flush)| {
+                flush.ignore();
+                frame
+            });
+        }
+        cpus::tlb::flush_everywhere();
+        for frame in unmapped.into_iter().flatten() {
+            // SAFETY: it was allocated for its page, which is gone.
             unsafe { HEAP.frames().deallocate_frame(frame) };
         }
     }
@@ -118,6 +132,6 @@ fn page(start: VirtAddr, index: usize) -> Page<Size4KiB> {
     Page::containing_address(start) + index as u64
 }
 
-fn tables() -> &'static IrqLock<X86_64, OffsetPageTable<'static>> {
+fn tables() -> &'static IrqLock<Cpus, OffsetPageTable<'static>> {
     TABLES.get().expect("memory::init comes first")
 }

@@ -6,12 +6,12 @@
 
 use core::fmt;
 
-use kslab::platform::X86_64;
+use crate::cpus::Cpus;
 use kslab::{IrqGuard, IrqLock};
 use uart_16550::backend::PioBackend;
 use uart_16550::{BaudRate, Config, Uart16550};
 
-static COM1: IrqLock<X86_64, Port> = IrqLock::new(Port::com1());
+static COM1: IrqLock<Cpus, Port> = IrqLock::new(Port::com1());
 
 /// A serial port that text can be written to.
 pub struct Port(Uart16550<PioBackend>);
@@ -47,7 +47,7 @@ pub fn init() {
 }
 
 /// COM1, locked; interrupts are off on this CPU until the guard is dropped.
-pub fn lock() -> IrqGuard<'static, X86_64, Port> {
+pub fn lock() -> IrqGuard<'static, Cpus, Port> {
     COM1.lock()
 }
 

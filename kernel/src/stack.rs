@@ -2,7 +2,13 @@
 
 use core::cell::UnsafeCell;
 
+use kslab::arena::Arena;
+use kslab::memory::FRAME_SIZE;
 use x86_64::VirtAddr;
+
+use crate::cpus::Cpus;
+use crate::heap::HEAP;
+use crate::memory;
 
 /// Bytes in the guard page below a stack.
 pub(crate) const GUARD: usize = 4096;
@@ -41,5 +47,62 @@ impl<const SIZE: usize> Stack<SIZE> {
 impl<const SIZE: usize> core::fmt::Debug for Stack<SIZE> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Stack").field("guard", &self.guard()).field("top", &self.top()).finish()
+    }
+}
+
+/// Where [`MappedStack`]s are, and how many addresses there are for them.
+const START: u64 = 0xffff_a000_0000_0000;
+const ADDRESSES: u64 = 64 << 30;
+
+static STACKS: Arena<Cpus> = Arena::new(HEAP.caches(), "stacks", FRAME_SIZE as u64);
+
+/// A stack of any size, in page frames of its own, which are free again when it is dropped. The page below it is never
+/// mapped, so that an overflow is a page fault, which [`traps`](crate::traps) names after whose stack it is.
+#[derive(Debug)]
+pub(crate) struct MappedStack {
+    guard: VirtAddr,
+    /// Bytes above the guard page.
+    size: usize,
+}
+
+/// Gets the addresses for [`MappedStack`]s ready; whether there is memory for that.
+pub(crate) fn init() -> bool {
+    STACKS.add(START, ADDRESSES).is_ok()
+}
+
+impl MappedStack {
+    /// A stack of `size` bytes, rounded up to whole pages; `None` where there is no memory, or there are no addresses.
+    pub(crate) fn new(size: usize) -> Option<Self> {
+        let size = size.checked_next_multiple_of(FRAME_SIZE)?;
+        let guard = STACKS.alloc(GUARD.checked_add(size)? as u64).ok()?;
+        let stack = Self { guard: VirtAddr::new(guard), size };
+        // Where it could not be mapped, dropping it frees its addresses.
+        memory::map_new(stack.bottom(), stack.pages()).then_some(stack)
+    }
+
+    /// The address just above the stack, where it starts to grow from.
+    pub(crate) fn top(&self) -> VirtAddr {
+        self.bottom() + self.size as u64
+    }
+
+    /// Whether `address` is in its guard page.
+    pub(crate) fn is_guarded_at(&self, address: VirtAddr) -> bool {
+        (self.guard..self.bottom()).contains(&address)
+    }
+
+    fn bottom(&self) -> VirtAddr {
+        self.guard + GUARD as u64
+    }
+
+    fn pages(&self) -> usize {
+        self.size / FRAME_SIZE
+    }
+}
+
+impl Drop for MappedStack {
+    fn drop(&mut self) {
+        memory::unmap(self.bottom(), self.pages());
+        let freed = STACKS.free(self.guard.as_u64(), (GUARD + self.size) as u64);
+        debug_assert!(freed.is_ok(), "they were allocated as one");
     }
 }

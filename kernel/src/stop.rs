@@ -1,13 +1,14 @@
 //! The end of a run that went wrong: one report, then the machine ends.
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::time::Duration;
 
 use spin::Once;
-use x86_64::instructions::interrupts;
+use x86_64::instructions::{hlt, interrupts};
 
-use crate::qemu;
 use crate::serial::{self, Port};
+use crate::{cpus, qemu, time};
 
 /// What the program does about a stop: it gets the headline and answers with what to [exit](qemu::exit) with.
 ///
@@ -17,8 +18,15 @@ pub type Hook = fn(fmt::Arguments) -> u32;
 
 static HOOK: Once<Hook> = Once::new();
 
-/// How many reports have begun.
+/// The CPU that reports.
+static REPORTER: AtomicUsize = AtomicUsize::new(NOBODY);
+const NOBODY: usize = usize::MAX;
+
+/// How many reports the reporter has begun.
 static REPORTS: AtomicU32 = AtomicU32::new(0);
+
+/// How long the other CPUs may take to halt.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Has `hook` called when the kernel stops. Only the first call counts.
 pub fn on_stop(hook: Hook) {
@@ -27,15 +35,23 @@ pub fn on_stop(hook: Hook) {
 
 /// Reports that the kernel cannot go on, then ends the machine.
 ///
+/// All other CPUs are halted first, by a non-maskable interrupt, so that there is one report and it is whole: where two
+/// stop at once, one reports.
+///
 /// The report goes to the serial port without a lock: `headline` on a line of its own, then what `details` writes. If
 /// something goes wrong in here, that is not reported in full again: the run ends with the headline `report during a
 /// report`.
 pub fn stop(headline: fmt::Arguments, details: impl FnOnce(&mut Port) -> fmt::Result) -> ! {
     interrupts::disable();
+    be_the_reporter();
     let mut port = serial::emergency();
     let headline = match REPORTS.fetch_add(1, Ordering::Relaxed) {
         0 => {
+            halt_others();
             let _ = writeln!(port, "\nSTOP: {headline}").and_then(|()| details(&mut port));
+            let _ = cpus::others()
+                .filter(|other| !other.has_stopped())
+                .try_for_each(|other| writeln!(port, "CPU {} did not halt", other.number()));
             headline
         }
         1 => {
@@ -45,6 +61,37 @@ pub fn stop(headline: fmt::Arguments, details: impl FnOnce(&mut Port) -> fmt::Re
         _ => qemu::exit(qemu::FAILURE),
     };
     qemu::exit(HOOK.get().map_or(qemu::FAILURE, |hook| hook(headline)))
+}
+
+/// Returns on the one CPU that reports.
+fn be_the_reporter() {
+    let this = cpus::current();
+    match REPORTER.compare_exchange(NOBODY, this, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {}
+        Err(reporter) if reporter == this => {}
+        Err(_) => halt(),
+    }
+}
+
+fn halt_others() {
+    cpus::apic::send_nmi_to_others_in_emergency();
+    time::wait(PATIENCE, || cpus::others().all(|other| other.has_stopped()));
+}
+
+/// Halts this CPU for good if another reports that the kernel stops. For the handler of non-maskable interrupts.
+pub(crate) fn halt_if_another_stops() {
+    let reporter = REPORTER.load(Ordering::Acquire);
+    if reporter != NOBODY && reporter != cpus::current() {
+        halt();
+    }
+}
+
+fn halt() -> ! {
+    cpus::this().set_stopped();
+    loop {
+        interrupts::disable();
+        hlt();
+    }
 }
 
 #[cfg(target_os = "none")]

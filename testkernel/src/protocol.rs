@@ -11,7 +11,8 @@
 //!
 //! Words of the form `key=value`, separated by spaces. `tests=` picks what runs and in which order: a comma-separated
 //! list of test numbers (`7`), ranges (`0-5`) and texts (every ordinary test whose name contains it). Without it every
-//! ordinary test runs.
+//! ordinary test runs. `cpus=` says how many CPUs the kernel should find, and `lost-cpu=` is the APIC id of one that starts
+//! and never comes to the kernel. `seed=` and `operations=` are the numbers that the storms start from and do.
 
 use core::fmt::{self, Write};
 
@@ -236,8 +237,8 @@ impl Text {
     }
 }
 
-/// One test as the ELF file records it: six words of eight bytes, in this order: the name's address and length, the
-/// expected report's address and length, the function's address, the kind.
+/// One test as the ELF file records it: seven words of eight bytes, in this order: the name's address and length, the
+/// expected report's address and length, the function's address, the kind, the number of CPUs.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Test {
@@ -250,6 +251,8 @@ pub struct Test {
     pub run: fn(),
     /// When it runs.
     pub when: When,
+    /// CPUs that its machine must have, or it tests little.
+    pub cpus: u64,
 }
 
 // SAFETY: a test is read-only, and what its texts point to is `'static` and read-only.

@@ -1,25 +1,41 @@
 //! The suite on machines other than the usual one.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{
+    iter,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 use testkernel::host::{
     self, Kernel,
-    qemu::Machine,
+    elf::GuestTest,
+    qemu::{Guest, Machine, Output},
     suite::{self, Event},
 };
 
 /// How long a boot may make no progress: some of these machines are slow.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+fn kernel() -> &'static Kernel {
+    static KERNEL: OnceLock<Kernel> = OnceLock::new();
+    KERNEL.get_or_init(|| {
+        host::qemu().unwrap();
+        host::kernel().unwrap()
+    })
+}
+
 /// Boots every ordinary test on the machine that `change` makes of the usual one.
 #[track_caller]
 fn passes(change: impl FnOnce(Machine) -> Machine) {
-    static KERNEL: OnceLock<Kernel> = OnceLock::new();
-    let kernel = KERNEL.get_or_init(|| {
-        host::qemu().unwrap();
-        host::kernel().unwrap()
-    });
-    let tests: Vec<_> = kernel.tests.iter().filter(|test| test.is_ordinary()).cloned().collect();
+    passes_with("", change);
+}
+
+/// The same with the tests whose names contain `text`.
+#[track_caller]
+fn passes_with(text: &str, change: impl FnOnce(Machine) -> Machine) {
+    let kernel = kernel();
+    let is_wanted = |test: &&GuestTest| test.is_ordinary() && test.name.contains(text);
+    let tests: Vec<_> = kernel.tests.iter().filter(is_wanted).cloned().collect();
     assert!(!tests.is_empty());
     let mut passed = 0;
     let mut failures = Vec::new();
@@ -51,9 +67,35 @@ fn with_16_gib() {
     passes(|machine| Machine { memory: "16G".parse().unwrap(), ..machine });
 }
 
+/// The suite itself has 4.
 #[test]
-fn with_4_cpus() {
-    passes(|machine| Machine { cpus: 4, ..machine });
+fn with_2_and_8_cpus() {
+    passes_with("cpus::", |machine| Machine { cpus: 2, ..machine });
+    passes_with("cpus::", |machine| Machine { cpus: 8, ..machine });
+}
+
+#[test]
+#[ignore = "slow"]
+fn with_64_cpus() {
+    passes_with("cpus::", |machine| Machine { cpus: 64, ..machine });
+}
+
+#[test]
+fn a_cpu_that_does_not_start_is_reported_and_the_rest_go_on() {
+    let kernel = kernel();
+    let machine = Machine { cpus: 4, lost_cpu: Some(1), ..Machine::pvh(&kernel.elf) };
+    let tests: Vec<_> = kernel.tests.iter().filter(|test| test.name.starts_with("cpus::all_")).cloned().collect();
+    let guest = Guest::start(&machine, &suite::command_line(&machine, &tests)).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let lines: Vec<_> = iter::from_fn(|| match guest.next(Some(deadline)) {
+        Output::Line(line) => Some(line),
+        _ => None,
+    })
+    .collect();
+    let reported = "The CPU with APIC id 1 was not started: it does not answer";
+    assert_eq!(lines.iter().filter(|line| *line == reported).count(), 1, "{lines:#?}");
+    let passed = lines.iter().filter(|line| line.starts_with("@kslab ktap ok ")).count();
+    assert!(passed == tests.len() && passed > 0, "{lines:#?}");
 }
 
 #[test]

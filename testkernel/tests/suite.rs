@@ -1,7 +1,7 @@
 //! Shows every test of the kernel as a test of its own.
 //!
 //! The tests that are selected share one boot, which the first of them to run starts; each takes its verdict from there
-//! as soon as it comes. A test that stops the kernel has a boot of its own.
+//! as soon as it comes. A test that stops the kernel has a boot of its own. The machine has 4 CPUs.
 
 use std::{
     collections::HashMap,
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
 
 fn trials(args: &Arguments) -> Result<Vec<Trial>> {
     let kernel = host::kernel()?;
-    let machine = Machine::pvh(&kernel.elf);
+    let machine = Machine { cpus: 4, ..Machine::pvh(&kernel.elf) };
     let tests = kernel.tests.into_iter().filter(|test| test.when != When::Broken);
     let (selected, others): (Vec<_>, Vec<_>) = tests.partition(|test| is_selected(args, test));
     if !args.list && !selected.is_empty() {

@@ -1,6 +1,8 @@
 //! What each CPU needs for itself to take traps.
 
-use spin::Once;
+use core::cell::UnsafeCell;
+use core::fmt;
+
 use x86_64::instructions::segmentation::{CS, DS, ES, FS, GS, SS, Segment};
 use x86_64::instructions::tables::load_tss;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
@@ -9,10 +11,11 @@ use x86_64::{PrivilegeLevel, VirtAddr};
 
 use crate::stack::Stack;
 
-const STACK_SIZE: usize = 16 * 1024;
+/// Bytes in each of them.
+pub(crate) const STACK_SIZE: usize = 16 * 1024;
 
 /// The traps that run on a stack of their own; the index is that in the task state segment.
-const STACKS: [&str; 3] = ["double fault stack", "page fault stack", "non-maskable interrupt stack"];
+pub(crate) const STACKS: [&str; 3] = ["double fault stack", "page fault stack", "non-maskable interrupt stack"];
 
 /// Index of the stack for double faults.
 pub(super) const DOUBLE_FAULT: u16 = 0;
@@ -26,37 +29,64 @@ pub(super) const CODE: SegmentSelector = SegmentSelector::new(1, PrivilegeLevel:
 const DATA: SegmentSelector = SegmentSelector::new(2, PrivilegeLevel::Ring0);
 const TASK_STATE: SegmentSelector = SegmentSelector::new(3, PrivilegeLevel::Ring0);
 
-/// Segments and stacks of one CPU.
-#[derive(Debug)]
-pub(super) struct Cpu {
-    stacks: [Stack<STACK_SIZE>; STACKS.len()],
-    task_state: Once<TaskStateSegment>,
-    segments: Once<GlobalDescriptorTable>,
+static BOOT_STACKS: [Stack<STACK_SIZE>; STACKS.len()] = [const { Stack::new() }; _];
+
+/// The segments of one CPU.
+pub(crate) struct Cpu {
+    task_state: UnsafeCell<TaskStateSegment>,
+    segments: UnsafeCell<GlobalDescriptorTable>,
+}
+
+// SAFETY: only the CPU that loads them uses them.
+unsafe impl Sync for Cpu {}
+
+impl fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cpu")
+    }
 }
 
 impl Cpu {
     /// A CPU that is not set up.
-    pub(super) const fn new() -> Self {
-        Self { stacks: [const { Stack::new() }; _], task_state: Once::new(), segments: Once::new() }
+    pub(crate) const fn new() -> Self {
+        let (task_state, segments) = (TaskStateSegment::new(), GlobalDescriptorTable::new());
+        Self { task_state: UnsafeCell::new(task_state), segments: UnsafeCell::new(segments) }
     }
 
-    /// Sets up the CPU that this runs on, which must be the only one to use `self`.
-    pub(super) fn load(&'static self) {
-        let task_state = self.task_state.call_once(|| {
-            let mut task_state = TaskStateSegment::new();
-            // Packed, so that an iterator over references cannot be had.
-            for (index, stack) in self.stacks.iter().enumerate() {
-                task_state.interrupt_stack_table[index] = stack.top();
-            }
-            task_state
-        });
-        let segments = self.segments.call_once(|| {
-            let mut segments = GlobalDescriptorTable::new();
-            segments.append(Descriptor::kernel_code_segment());
-            segments.append(Descriptor::kernel_data_segment());
-            segments.append(Descriptor::tss_segment(task_state));
-            segments
-        });
+    /// Sets up the boot CPU.
+    ///
+    /// # Safety
+    ///
+    /// As for [`load`](Self::load).
+    pub(crate) unsafe fn load_on_boot_cpu(&'static self) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.load(BOOT_STACKS.each_ref().map(Stack::top)) };
+    }
+
+    /// Sets up the CPU that this runs on, with the tops of its stacks in the order of [`STACKS`]. It forgets where its GS
+    /// base points.
+    ///
+    /// # Safety
+    ///
+    /// No other CPU uses `self`, now or later, and this one runs it once after each reset.
+    pub(crate) unsafe fn load(&'static self, stacks: [VirtAddr; STACKS.len()]) {
+        let mut task_state = TaskStateSegment::new();
+        // Packed, so that a slice of it cannot be had.
+        for (index, stack) in stacks.into_iter().enumerate() {
+            task_state.interrupt_stack_table[index] = stack;
+        }
+        // SAFETY: nothing refers to it yet, says the caller.
+        unsafe { self.task_state.get().write(task_state) };
+        let mut segments = GlobalDescriptorTable::new();
+        segments.append(Descriptor::kernel_code_segment());
+        segments.append(Descriptor::kernel_data_segment());
+        // SAFETY: it was just written, and stays.
+        segments.append(Descriptor::tss_segment(unsafe { &*self.task_state.get() }));
+        // SAFETY: as above.
+        let segments = unsafe {
+            self.segments.get().write(segments);
+            &*self.segments.get()
+        };
         segments.load();
         // SAFETY: the table just loaded has its segments in the order of the selectors above, and lives for ever.
         unsafe {
@@ -69,9 +99,9 @@ impl Cpu {
             load_tss(TASK_STATE);
         }
     }
+}
 
-    /// The name of each stack and the start of its guard page.
-    pub(super) fn guards(&'static self) -> impl Iterator<Item = (&'static str, VirtAddr)> {
-        STACKS.into_iter().zip(self.stacks.iter().map(Stack::guard))
-    }
+/// The name of each of these stacks of the boot CPU, and the start of its guard page.
+pub(super) fn boot_guards() -> impl Iterator<Item = (&'static str, VirtAddr)> {
+    STACKS.into_iter().zip(BOOT_STACKS.iter().map(Stack::guard))
 }

@@ -7,9 +7,8 @@ use x86_64::registers::control::{Cr2, Cr3};
 use x86_64::structures::idt::PageFaultErrorCode;
 
 use super::{FIRST_INTERRUPT, TrapFrame, guards};
-use crate::image;
 use crate::serial::Port;
-use crate::stop;
+use crate::{cpus, image, stop, threads};
 
 const PAGE_FAULT: u64 = 14;
 
@@ -52,14 +51,15 @@ const NAMES: [&str; FIRST_INTERRUPT as usize] = [
 /// Reports the trap and ends the run.
 pub(super) fn stop(frame: &TrapFrame) -> ! {
     let address = Cr2::read_raw();
-    let headline = Headline { vector: frame.vector, error_code: frame.error_code, address };
+    let thread = (frame.vector == PAGE_FAULT).then(|| threads::guarded_at(VirtAddr::new_truncate(address))).flatten();
+    let headline = Headline { vector: frame.vector, error_code: frame.error_code, address, thread };
     stop::stop(format_args!("{headline}"), |port| details(frame, address, port))
 }
 
 fn details(frame: &TrapFrame, address: u64, port: &mut Port) -> fmt::Result {
     let TrapFrame { vector, error_code, rip, cs, rflags, rsp, ss, .. } = frame;
     let (tables, _) = Cr3::read();
-    writeln!(port, "vector {vector}, error code {error_code:#x}")?;
+    writeln!(port, "vector {vector}, error code {error_code:#x}, CPU {}", cpus::current())?;
     writeln!(port, "cr2 {address:#018x}  cr3 {:#018x}", tables.start_address())?;
     writeln!(port, "rip {rip:#018x}  cs {cs:#x}  rflags {rflags:#x}")?;
     writeln!(port, "rsp {rsp:#018x}  ss {ss:#x}")?;
@@ -77,6 +77,8 @@ struct Headline {
     error_code: u64,
     /// Of a page fault.
     address: u64,
+    /// The thread in whose guard page that is.
+    thread: Option<&'static str>,
 }
 
 impl fmt::Display for Headline {
@@ -94,9 +96,15 @@ impl Headline {
     ///
     /// In the kernel's image, whose layout changes with every build, the segment stands for the address.
     fn page_fault(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(thread) = self.thread {
+            return write!(f, "stack overflow: thread {thread}");
+        }
         let address = VirtAddr::new_truncate(self.address);
         if let Some((stack, _)) = guards().find(|(_, guard)| address.align_down(4096_u64) == *guard) {
             return write!(f, "stack overflow: {stack}");
+        }
+        if let Some((stack, cpu)) = cpus::guarded_at(address) {
+            return write!(f, "stack overflow: {stack} of CPU {cpu}");
         }
         let code = PageFaultErrorCode::from_bits_truncate(self.error_code);
         let access = match code {
@@ -121,7 +129,7 @@ mod tests {
     use super::*;
 
     fn headline(vector: u64, error_code: u64, address: u64) -> String {
-        Headline { vector, error_code, address }.to_string()
+        Headline { vector, error_code, address, thread: None }.to_string()
     }
 
     #[test]

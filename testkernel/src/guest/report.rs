@@ -37,6 +37,14 @@ impl Report {
         Ok(())
     }
 
+    /// Says something about the running test, which is shown with its result.
+    pub(super) fn note(&mut self, out: &mut dyn Write, note: fmt::Arguments) -> fmt::Result {
+        match self.running {
+            Some(test) => self.ktap(out, format_args!("# {}: {note}", test.name.get())),
+            None => Ok(()),
+        }
+    }
+
     /// Says that the running test returned.
     pub(super) fn returned(&mut self, out: &mut dyn Write) -> fmt::Result {
         let ticks = time::ticks() - self.started;
@@ -145,7 +153,7 @@ mod tests {
     static STOPS: Test = test("a::stops", "panic: 1 + 1 = 2");
 
     const fn test(name: &'static str, stops_with: &'static str) -> Test {
-        Test { name: Text::new(name), stops_with: Text::new(stops_with), run: || {}, when: When::Always }
+        Test { name: Text::new(name), stops_with: Text::new(stops_with), run: || {}, when: When::Always, cpus: 1 }
     }
 
     /// The payloads of frames of KTAP, without ticks.

@@ -3,31 +3,38 @@
 //! A test is a function without arguments that fails by panicking; [`test!`] beside it puts it into the section of the
 //! ELF file that holds the list of tests. A panic or an exception ends the run: there is no unwinding.
 
-use core::fmt;
+use core::fmt::{self, Write};
+use core::mem;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
 
+use kernel::cpus::Cpus;
 use kernel::heap::HEAP;
 use kernel::serial;
 use kernel::{cmdline, println, qemu, stop};
 use kslab::IrqLock;
-use kslab::platform::X86_64;
 
 use super::report::Report;
 use super::selection::select;
 use crate::protocol::{Exit, Test};
 
-pub(super) static REPORT: IrqLock<X86_64, Report> = IrqLock::new(Report::new());
+pub(super) static REPORT: IrqLock<Cpus, Report> = IrqLock::new(Report::new());
 
 /// Registers the test function of that name: `test!(name)`.
 ///
 /// - `test!(name, stops_with = "panic: ...")`: it passes only if it stops the kernel with exactly this headline;
+/// - `test!(name, cpus = 2, stops_with = "...")`: the same, on a machine with so many CPUs at least;
 /// - `test!(name, ignored)`: runs on request only;
 /// - `test!(name, broken)`: breaks the report on purpose.
 macro_rules! test {
-    ($name:ident) => { $crate::guest::runner::test!(@ $name, "", Always); };
-    ($name:ident, stops_with = $headline:expr) => { $crate::guest::runner::test!(@ $name, $headline, Always); };
-    ($name:ident, ignored) => { $crate::guest::runner::test!(@ $name, "", Ignored); };
-    ($name:ident, broken) => { $crate::guest::runner::test!(@ $name, "", Broken); };
-    (@ $name:ident, $stops_with:expr, $when:ident) => {
+    ($name:ident) => { $crate::guest::runner::test!(@ $name, "", Always, 1); };
+    ($name:ident, stops_with = $headline:expr) => { $crate::guest::runner::test!(@ $name, $headline, Always, 1); };
+    ($name:ident, cpus = $cpus:literal, stops_with = $headline:expr) => {
+        $crate::guest::runner::test!(@ $name, $headline, Always, $cpus);
+    };
+    ($name:ident, ignored) => { $crate::guest::runner::test!(@ $name, "", Ignored, 1); };
+    ($name:ident, broken) => { $crate::guest::runner::test!(@ $name, "", Broken, 1); };
+    (@ $name:ident, $stops_with:expr, $when:ident, $cpus:literal) => {
         const _: () = {
             #[used]
             #[cfg_attr(target_os = "none", unsafe(link_section = ".tests"))]
@@ -40,6 +47,7 @@ macro_rules! test {
                 stops_with: $crate::protocol::Text::new($stops_with),
                 run: $name,
                 when: $crate::protocol::When::$when,
+                cpus: $cpus,
             };
         };
     };
@@ -78,8 +86,30 @@ pub(super) fn run() -> ! {
     qemu::exit(must(exit) as u32)
 }
 
+/// Says something about the running test, which is shown with its result. The host takes it for progress.
+pub(super) fn note(note: fmt::Arguments) {
+    must(REPORT.lock().note(&mut *serial::lock(), note));
+}
+
+/// What the running test has to say when the kernel stops.
+static LAST_WORDS: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+
+/// Has `words` written to the console if the kernel stops during `body`. It takes no lock and does not allocate.
+pub(super) fn with_last_words<T>(words: fn(&mut dyn Write) -> fmt::Result, body: impl FnOnce() -> T) -> T {
+    LAST_WORDS.store(words as *mut (), Ordering::Release);
+    let result = body();
+    LAST_WORDS.store(ptr::null_mut(), Ordering::Release);
+    result
+}
+
 /// Ends the report when the kernel stops. Where it stopped in the middle of a frame the report stays cut off.
 fn on_stop(headline: fmt::Arguments) -> u32 {
+    let words = LAST_WORDS.swap(ptr::null_mut(), Ordering::AcqRel);
+    if !words.is_null() {
+        // SAFETY: only `with_last_words` stores here, and only this type.
+        let words: fn(&mut dyn Write) -> fmt::Result = unsafe { mem::transmute(words) };
+        must(words(&mut serial::emergency()));
+    }
     let Some(mut report) = REPORT.try_lock() else {
         return Exit::Failure as u32;
     };

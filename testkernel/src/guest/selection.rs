@@ -37,7 +37,7 @@ mod tests {
     use crate::protocol::{Text, When};
 
     const fn test(name: &'static str, stops_with: &'static str, when: When) -> Test {
-        Test { name: Text::new(name), stops_with: Text::new(stops_with), run: || {}, when }
+        Test { name: Text::new(name), stops_with: Text::new(stops_with), run: || {}, when, cpus: 1 }
     }
 
     fn selected(wanted: Option<&'static str>) -> Result<Vec<usize>, &'static str> {

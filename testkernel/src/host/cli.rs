@@ -35,6 +35,14 @@ pub struct Args {
     #[arg(long)]
     pub icount: bool,
 
+    /// What the random numbers of the storms start from
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// How many operations a storm does
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    operations: Option<u64>,
+
     /// End a boot that makes no progress for so long [default: 60; 300 to count instructions through firmware]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     timeout: Option<u64>,
@@ -77,6 +85,13 @@ impl Args {
             When::Broken => self.broken,
         };
         wanted && (self.filters.is_empty() || self.filters.iter().any(|filter| test.name.contains(filter)))
+    }
+
+    /// What the kernel's command line says besides the tests.
+    pub fn words(&self) -> String {
+        let words = [("seed", self.seed), ("operations", self.operations)];
+        let words = words.into_iter().filter_map(|(word, value)| Some(format!("{word}={}", value?)));
+        words.collect::<Vec<_>>().join(" ")
     }
 
     /// How long a boot may make no progress; `None` under a debugger.
@@ -183,7 +198,7 @@ mod tests {
     }
 
     fn test(name: &str, when: When) -> GuestTest {
-        GuestTest { name: name.into(), number: 0, stops_with: None, when }
+        GuestTest { name: name.into(), number: 0, stops_with: None, when, cpus: 1 }
     }
 
     #[test]
@@ -210,6 +225,7 @@ mod tests {
             ("--boot floppy", "[possible values: pvh, bios, uefi]"),
             ("--boot uefi --memory 32M", "needs `--memory 64M`"),
             ("--timeout 0", "--timeout"),
+            ("--operations 0", "0 is not in 1.."),
             ("--colour", "unexpected argument '--colour'"),
             ("--ignored --include-ignored", "cannot be used with"),
         ] {
@@ -231,5 +247,11 @@ mod tests {
         assert_eq!(picked("--list"), ["a::fast", "a::slow"]);
         assert_eq!(picked("--broken b:: fast"), ["a::fast", "b::broken"]);
         assert!(picked("slow").is_empty());
+    }
+
+    #[test]
+    fn numbers_for_storms_reach_the_command_line() {
+        assert_eq!(args("").unwrap().words(), "");
+        assert_eq!(args("--operations 10 --seed 7").unwrap().words(), "seed=7 operations=10");
     }
 }

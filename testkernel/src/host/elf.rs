@@ -18,6 +18,8 @@ pub struct GuestTest {
     pub stops_with: Option<String>,
     /// When it runs.
     pub when: When,
+    /// CPUs that its machine must have.
+    pub cpus: u16,
 }
 
 impl GuestTest {
@@ -28,7 +30,7 @@ impl GuestTest {
 }
 
 /// Words of eight bytes in the record of a test.
-const WORDS: usize = 6;
+const WORDS: usize = 7;
 const _: () = assert!(cfg!(not(target_pointer_width = "64")) || size_of::<Test>() == WORDS * 8);
 
 /// The tests of the kernel at `elf`, sorted by name.
@@ -58,7 +60,7 @@ fn records<'a>(section: &[u8], bytes_at: impl Fn(u64, u64) -> Option<&'a [u8]>) 
         std::str::from_utf8(bytes).with_context(|| format!("a text of test {number} is not UTF-8"))
     };
     let mut tests = Vec::new();
-    for (number, &[name, name_len, report, report_len, _run, when]) in records.iter().enumerate() {
+    for (number, &[name, name_len, report, report_len, _run, when, cpus]) in records.iter().enumerate() {
         let name = text(number, name, name_len)?.to_owned();
         ensure!(!name.is_empty(), "test {number} has no name");
         let stops_with = Some(text(number, report, report_len)?.to_owned()).filter(|report| !report.is_empty());
@@ -66,7 +68,8 @@ fn records<'a>(section: &[u8], bytes_at: impl Fn(u64, u64) -> Option<&'a [u8]>) 
         else {
             bail!("test {name} is of kind {when}, which is unknown");
         };
-        tests.push(GuestTest { name, number, stops_with, when });
+        let cpus = u16::try_from(cpus).with_context(|| format!("test {name} wants {cpus} CPUs"))?;
+        tests.push(GuestTest { name, number, stops_with, when, cpus });
     }
     tests.sort_by(|a, b| a.name.cmp(&b.name));
     if let Some(pair) = tests.windows(2).find(|pair| pair[0].name == pair[1].name) {
@@ -94,30 +97,31 @@ mod tests {
 
     #[test]
     fn records_are_read_and_sorted_by_name() {
-        let tests = read(&[BASE, 6, BASE + 6, 9, 0x1000, 0, BASE + 15, 6, 1, 0, 0x2000, 1]).unwrap();
-        let one = GuestTest { name: "a::one".into(), number: 1, stops_with: None, when: When::Ignored };
-        let two =
-            GuestTest { name: "b::two".into(), number: 0, stops_with: Some("panic: no".into()), when: When::Always };
+        let tests = read(&[BASE, 6, BASE + 6, 9, 0x1000, 0, 2, BASE + 15, 6, 1, 0, 0x2000, 1, 1]).unwrap();
+        let one = GuestTest { name: "a::one".into(), number: 1, stops_with: None, when: When::Ignored, cpus: 1 };
+        let stops_with = Some("panic: no".into());
+        let two = GuestTest { name: "b::two".into(), number: 0, stops_with, when: When::Always, cpus: 2 };
         assert_eq!(tests, [one, two]);
         assert_eq!(read(&[]).unwrap(), []);
     }
 
     #[test]
     fn damaged_records_are_told() {
-        let one = [BASE, 6, 1, 0, 0, 0];
+        let one = [BASE, 6, 1, 0, 0, 0, 1];
         for (words, part) in [
-            (&one[..5], "no whole number of records"),
-            (&[BASE - 1, 6, 1, 0, 0, 0], "outside the file"),
-            (&[BASE, u64::MAX, 1, 0, 0, 0], "outside the file"),
-            (&[BASE + 20, 2, 1, 0, 0, 0], "not UTF-8"),
-            (&[BASE, 0, 1, 0, 0, 0], "no name"),
-            (&[BASE, 6, 1, 0, 0, 3], "kind 3"),
+            (&one[..6], "no whole number of records"),
+            (&[BASE - 1, 6, 1, 0, 0, 0, 1], "outside the file"),
+            (&[BASE, u64::MAX, 1, 0, 0, 0, 1], "outside the file"),
+            (&[BASE + 20, 2, 1, 0, 0, 0, 1], "not UTF-8"),
+            (&[BASE, 0, 1, 0, 0, 0, 1], "no name"),
+            (&[BASE, 6, 1, 0, 0, 3, 1], "kind 3"),
+            (&[BASE, 6, 1, 0, 0, 0, 1 << 16], "wants 65536 CPUs"),
             (&[one, one].concat(), "two tests are called b::two"),
         ] {
             let told = read(words).unwrap_err().to_string();
             assert!(told.contains(part), "{told}");
         }
-        assert!(records(&[0; 47], bytes_at).is_err());
+        assert!(records(&[0; 55], bytes_at).is_err());
     }
 
     #[test]

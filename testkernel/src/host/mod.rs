@@ -87,7 +87,8 @@ fn run(args: &Args) -> Result<ExitCode> {
         let elf = elf.display();
         eprintln!("The machine waits. To attach: gdb {elf} -ex 'target remote :1234'");
     }
-    let machine = Machine { start, cpus: args.cpus, memory: args.memory, icount: args.icount, gdb: args.gdb };
+    let Args { cpus, memory, icount, gdb, .. } = *args;
+    let machine = Machine { start, cpus, memory, icount, gdb, lost_cpu: None, words: args.words() };
     let groups = suite::groups(tests);
     let tests: Vec<_> = groups.iter().flatten().collect();
     let mut show: Box<dyn Show> = if args.ktap {

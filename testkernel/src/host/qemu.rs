@@ -35,6 +35,10 @@ pub struct Machine {
     pub icount: bool,
     /// Whether it waits for a debugger on TCP port 1234.
     pub gdb: bool,
+    /// The APIC id of a CPU that never comes to the kernel.
+    pub lost_cpu: Option<u32>,
+    /// Words for the kernel's command line, besides those that pick tests.
+    pub words: String,
 }
 
 /// How the kernel gets into the machine.
@@ -65,7 +69,15 @@ pub struct Firmware {
 impl Machine {
     /// The machine in which QEMU loads the kernel at `elf`, with one CPU and 256 MiB.
     pub fn pvh(elf: &Path) -> Self {
-        Self { start: Start::Pvh(elf.into()), cpus: 1, memory: Memory::DEFAULT, icount: false, gdb: false }
+        Self {
+            start: Start::Pvh(elf.into()),
+            cpus: 1,
+            memory: Memory::DEFAULT,
+            icount: false,
+            gdb: false,
+            lost_cpu: None,
+            words: String::new(),
+        }
     }
 
     /// What starts it, the kernel's command line being `line`.

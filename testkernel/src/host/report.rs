@@ -19,6 +19,8 @@ pub struct Verdict {
     pub test: String,
     /// How long it took, in ticks of the machine; `None` where it did not come to its end.
     pub ticks: Option<u64>,
+    /// What it says about itself.
+    pub notes: Vec<String>,
     /// Why it failed; `None` where it passed.
     pub failure: Option<Failure>,
 }
@@ -146,8 +148,12 @@ impl<'a> Report<'a> {
             None => {
                 let reason = fault.unwrap_or_else(|| "the kernel ended before the first test".into());
                 let failure = Failure { reason, console: self.console.into() };
-                let failed =
-                    |test: &GuestTest| Verdict { test: test.name.clone(), ticks: None, failure: Some(failure.clone()) };
+                let failed = |test: &GuestTest| Verdict {
+                    test: test.name.clone(),
+                    ticks: None,
+                    notes: Vec::new(),
+                    failure: Some(failure.clone()),
+                };
                 self.tests.iter().map(failed).collect()
             }
         };
@@ -230,7 +236,10 @@ impl<'a> Report<'a> {
     fn settle(&self, open: Open, fault: Option<String>) -> Verdict {
         let reason = reason(&open, self.stop.as_deref(), fault);
         let failure = reason.map(|reason| Failure { reason, console: self.console.iter().cloned().collect() });
-        Verdict { test: open.test.name, ticks: open.ticks, failure }
+        // What a stop says is expected, or the failure.
+        let returned = failure.is_none() && open.test.stops_with.is_none();
+        let notes = if returned { open.notes } else { Vec::new() };
+        Verdict { test: open.test.name, ticks: open.ticks, notes, failure }
     }
 
     /// What is wrong with the boot as a whole.

@@ -63,7 +63,7 @@ impl<W: Write> Human<W> {
 impl<W: Write> Show for Human<W> {
     fn verdict(&mut self, verdict: Verdict) -> io::Result<()> {
         let Self { out, width, .. } = self;
-        let Verdict { test, ticks, failure } = verdict;
+        let Verdict { test, ticks, notes, failure } = verdict;
         match failure {
             None => {
                 self.passed += 1;
@@ -72,6 +72,7 @@ impl<W: Write> Show for Human<W> {
                     Some(ticks) => writeln!(out, "{test:width$} {FAINT}{:>15} ticks{FAINT:#}", grouped(ticks))?,
                     None => writeln!(out, "{test}")?,
                 }
+                notes.iter().try_for_each(|note| writeln!(out, "     {FAINT}|{FAINT:#} {note}"))?;
             }
             Some(failure) => {
                 writeln!(out, "{BAD}FAIL{BAD:#} {test:width$} {}", failure.reason)?;
@@ -133,10 +134,11 @@ impl<W: Write> Ktap<W> {
 
 impl<W: Write> Show for Ktap<W> {
     fn verdict(&mut self, verdict: Verdict) -> io::Result<()> {
-        let Verdict { test, ticks, failure } = verdict;
+        let Verdict { test, ticks, notes, failure } = verdict;
         if let Some(ticks) = ticks {
             writeln!(self.out, "# {test}: {ticks} ticks")?;
         }
+        notes.iter().try_for_each(|note| writeln!(self.out, "# {test}: {note}"))?;
         if let Some(failure) = &failure {
             writeln!(self.out, "# {test}: {}", one_line(&failure.reason))?;
         }
@@ -182,12 +184,12 @@ mod tests {
     use crate::protocol::When;
 
     fn passed() -> Verdict {
-        Verdict { test: "a::x".into(), ticks: Some(1_234_567), failure: None }
+        Verdict { test: "a::x".into(), ticks: Some(1_234_567), notes: vec!["half of it".into()], failure: None }
     }
 
     fn failed() -> Verdict {
         let failure = Failure { reason: "QEMU ended: a\nb".into(), console: vec!["STOP".into()] };
-        Verdict { test: "b::long".into(), ticks: None, failure: Some(failure) }
+        Verdict { test: "b::long".into(), ticks: None, notes: Vec::new(), failure: Some(failure) }
     }
 
     #[test]
@@ -199,13 +201,14 @@ mod tests {
         show.end().unwrap();
         assert_eq!(show.failed(), 1);
         let expected = "KTAP version 1\n1..2\n# b::long: QEMU ended: a\\nb\nnot ok 1 b::long\n\
-            # a::x: 1234567 ticks\nok 2 a::x\n# Totals: pass:1 fail:1 xfail:0 xpass:0 skip:0 error:0\n";
+            # a::x: 1234567 ticks\n# a::x: half of it\nok 2 a::x\n# Totals: pass:1 fail:1 xfail:0 xpass:0 skip:0 error:0\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 
     #[test]
     fn people_see_a_line_a_test_then_tables_and_failures() {
-        let named = |name: &str| GuestTest { name: name.into(), number: 0, stops_with: None, when: When::Always };
+        let named =
+            |name: &str| GuestTest { name: name.into(), number: 0, stops_with: None, when: When::Always, cpus: 1 };
         let machine = Machine { icount: true, ..Machine::pvh(Path::new("/kernel")) };
         let mut out = Vec::new();
         let tests = [named("a::x"), named("b::long")];
@@ -217,7 +220,7 @@ mod tests {
         assert_eq!(show.failed(), 1);
         let shown = anstream::adapter::strip_str(&String::from_utf8(out).unwrap()).to_string();
         let expected = "2 tests on q35, 1 CPU, 256M, PVH, counting instructions\n\
-            ok   a::x          1 234 567 ticks\nFAIL b::long QEMU ended: a\nb\n\n    order  free\n\
+            ok   a::x          1 234 567 ticks\n     | half of it\nFAIL b::long QEMU ended: a\nb\n\n    order  free\n\
             \nb::long: QEMU ended: a\nb\n  | STOP\n\n1 passed, 1 failed\n";
         assert_eq!(shown, expected);
     }

@@ -105,7 +105,8 @@ fn watch(
     on_line: &mut dyn FnMut(&str) -> bool,
 ) -> Option<End> {
     let failed = |error: anyhow::Error| Some(End::Error(format!("{error:#}")));
-    let guest = match Guest::start(machine, &command_line(tests)) {
+    let machine = machine_for(machine, tests);
+    let guest = match Guest::start(&machine, &command_line(&machine, tests)) {
         Ok(guest) => guest,
         Err(error) => return failed(error),
     };
@@ -130,23 +131,35 @@ fn watch(
     }
 }
 
-/// The kernel's command line that picks `tests`, in this order.
-fn command_line(tests: &[GuestTest]) -> String {
+/// The machine, with as many CPUs as `tests` want at least.
+fn machine_for(machine: &Machine, tests: &[GuestTest]) -> Machine {
+    let wanted = tests.iter().map(|test| test.cpus).max().unwrap_or(1);
+    Machine { cpus: machine.cpus.max(wanted), ..machine.clone() }
+}
+
+/// The kernel's command line that says how many CPUs there should be and picks `tests`, in this order.
+pub fn command_line(machine: &Machine, tests: &[GuestTest]) -> String {
     let numbers: Vec<_> = tests.iter().map(|test| test.number).collect();
     let runs = numbers.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
         [first, .., last] => format!("{first}-{last}"),
         run => run.iter().map(usize::to_string).collect(),
     });
-    format!("tests={}", runs.collect::<Vec<_>>().join(","))
+    let lost = machine.lost_cpu.map(|id| format!("lost-cpu={id} ")).unwrap_or_default();
+    let cpus = machine.cpus - u16::from(machine.lost_cpu.is_some());
+    let line = format!("cpus={cpus} {lost}tests={} {}", runs.collect::<Vec<_>>().join(","), machine.words);
+    line.trim_end().to_owned()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::protocol::When;
 
     fn test(number: usize, stops_with: Option<&str>) -> GuestTest {
-        GuestTest { name: format!("t{number}"), number, stops_with: stops_with.map(str::to_owned), when: When::Always }
+        let stops_with = stops_with.map(str::to_owned);
+        GuestTest { name: format!("t{number}"), number, stops_with, when: When::Always, cpus: 1 }
     }
 
     #[test]
@@ -159,10 +172,22 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_has_the_cpus_that_its_tests_want() {
+        let machine = Machine { cpus: 2, ..Machine::pvh("/kernel".as_ref()) };
+        let wants = |cpus| GuestTest { cpus, ..test(0, None) };
+        let cpus = |tests: &[GuestTest]| machine_for(&machine, tests).cpus;
+        assert_eq!((cpus(&[wants(1)]), cpus(&[wants(1), wants(4), wants(3)]), cpus(&[])), (2, 4, 2));
+    }
+
+    #[test]
     fn the_command_line_keeps_the_order_and_joins_runs() {
-        let line = |numbers: &[usize]| command_line(&numbers.iter().map(|&n| test(n, None)).collect::<Vec<_>>());
-        assert_eq!(line(&[7]), "tests=7");
-        assert_eq!(line(&[0, 1, 2, 9, 5, 6, 4]), "tests=0-2,9,5-6,4");
-        assert_eq!(line(&[3, 2, 1]), "tests=3,2,1");
+        let plain = Machine::pvh(Path::new("/kernel"));
+        let tests = |numbers: &[usize]| numbers.iter().map(|&n| test(n, None)).collect::<Vec<_>>();
+        let line = |numbers: &[usize]| command_line(&plain, &tests(numbers));
+        assert_eq!(line(&[7]), "cpus=1 tests=7");
+        assert_eq!(line(&[0, 1, 2, 9, 5, 6, 4]), "cpus=1 tests=0-2,9,5-6,4");
+        assert_eq!(line(&[3, 2, 1]), "cpus=1 tests=3,2,1");
+        let machine = Machine { cpus: 4, lost_cpu: Some(2), words: "seed=7".into(), ..plain.clone() };
+        assert_eq!(command_line(&machine, &tests(&[1])), "cpus=3 lost-cpu=2 tests=1 seed=7");
     }
 }

@@ -3,15 +3,15 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
+use kernel::cpus::Cpus;
 use kernel::heap::HEAP;
 use kernel::timer;
 use kslab::arena::{ArenaError, Constraints, Fit, SegmentKind};
-use kslab::platform::X86_64;
 
 use super::support::{give_back, take_all, unchanged};
 use crate::guest::runner::test;
 
-type Arena<'a> = kslab::arena::Arena<'a, X86_64>;
+type Arena<'a> = kslab::arena::Arena<'a, Cpus>;
 
 /// Kernel addresses, in pages.
 const PAGE: u64 = 4096;

@@ -7,10 +7,10 @@ use core::ops::{Deref, Range};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use kernel::cpus::Cpus;
 use kernel::heap::HEAP;
 use kernel::memory;
 use kslab::memory::Region;
-use kslab::platform::X86_64;
 use kslab::{AddError, AllocError, FrameBlock, FrameSource, Frames, InitError, Order};
 use x86_64::VirtAddr;
 
@@ -21,7 +21,7 @@ use crate::guest::runner::test;
 struct Guest {
     // Dropped first: it stands on the frames.
     heap: Box<Heap>,
-    memory: FrameBlock<'static, X86_64>,
+    memory: FrameBlock<'static, Cpus>,
 }
 
 impl Guest {
@@ -283,7 +283,7 @@ test!(an_allocator_of_the_kernels_own_lends_and_has_everything_back);
 fn an_allocator_of_the_kernels_own_lends_and_has_everything_back() {
     /// Stands for a kernel's own frame allocator.
     struct Own {
-        frames: &'static Frames<X86_64>,
+        frames: &'static Frames<Cpus>,
         lent: AtomicUsize,
     }
 

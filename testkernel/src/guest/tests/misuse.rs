@@ -1,11 +1,14 @@
 //! Bad frees of objects of caches: each stops the kernel with a report that says what is wrong.
 
+use core::hint::spin_loop;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use kernel::heap::HEAP;
+use kernel::{cpus, threads};
 use kslab::{ChildHeap, Order};
 
-use super::support::{Cache, PAGE, frames, free_object, layout, new_cache, objects};
+use super::support::{Cache, PAGE, another, frames, free_object, layout, new_cache, objects};
 use crate::guest::runner::test;
 
 /// A cache with live objects in it.
@@ -41,6 +44,39 @@ fn row_02_an_object_freed_twice_with_others_between_is_refused() {
     // Through magazines and back to the slab, which its last object keeps.
     cache.shrink();
     free_object(&cache, held[98]);
+}
+
+const DOUBLE: &str = "panic: kslab: bad free of 0x*: double free: it is free already, or was never allocated";
+
+test!(row_04_an_object_freed_again_on_another_cpu_is_refused, cpus = 2, stops_with = DOUBLE);
+fn row_04_an_object_freed_again_on_another_cpu_is_refused() {
+    let block = HEAP.allocate(layout(200, 8)).expect("memory");
+    free_to_heap(block, 200);
+    let free_again = |address| free_to_heap(NonNull::new(address as *mut u8).expect("a block"), 200);
+    cpus::call_on(another().expect("two CPUs"), free_again, block.as_ptr().expose_provenance()).expect("it is online");
+}
+
+// The report is one and whole, or the host takes it for damaged; had both been served, there would be none.
+test!(row_05_of_two_cpus_that_free_one_object_at_once_one_is_refused, cpus = 2, stops_with = DOUBLE);
+fn row_05_of_two_cpus_that_free_one_object_at_once_one_is_refused() {
+    static READY: AtomicUsize = AtomicUsize::new(0);
+    /// The blocks of both, the same number; only the last is the same block.
+    fn free_all(blocks: &[usize]) {
+        for (turn, &block) in (1..).zip(blocks) {
+            READY.fetch_add(1, Ordering::SeqCst);
+            while READY.load(Ordering::SeqCst) < 2 * turn {
+                spin_loop();
+            }
+            free_to_heap(NonNull::new(block as *mut u8).expect("a block"), 200);
+        }
+    }
+    let mut blocks = [[(); 100]; 2]
+        .map(|blocks| blocks.map(|()| HEAP.allocate(layout(200, 8)).expect("memory").as_ptr().expose_provenance()));
+    blocks[1][99] = blocks[0][99];
+    let [here, there] = blocks;
+    let thread = threads::spawn_on(another().expect("two CPUs"), "frees", 4 * PAGE, move || free_all(&there));
+    free_all(&here);
+    thread.expect("memory for a thread").join();
 }
 
 test!(

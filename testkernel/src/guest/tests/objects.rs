@@ -4,14 +4,14 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use kernel::cpus::Cpus;
 use kernel::heap::HEAP;
-use kslab::platform::X86_64;
 use kslab::{AllocError, InitFailed, Object};
 
 use super::support::{frames, give_back, layout, take_free, unchanged};
 use crate::guest::runner::test;
 
-type ObjectCache<T> = kslab::ObjectCache<'static, T, X86_64>;
+type ObjectCache<T> = kslab::ObjectCache<'static, T, Cpus>;
 
 /// What has been done to [`Session`]s.
 #[derive(Debug)]

@@ -6,9 +6,9 @@ use core::mem;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
 
+use kernel::cpus::Cpus;
 use kernel::heap::HEAP;
 use kernel::memory;
-use kslab::platform::X86_64;
 use kslab::reclaim::{Callback, Decision, Hook, MOST_CALLBACKS, MOST_RETRIES, TooManyCallbacks};
 use kslab::{Frame, IrqLock, Order};
 use spin::Once;
@@ -21,13 +21,13 @@ use super::support::{
 use crate::guest::runner::test;
 
 /// What the reclaim callbacks do, in the order of their registration: they cannot be removed again.
-static CALLBACKS: IrqLock<X86_64, [Option<Callback>; 3]> = IrqLock::new([None; 3]);
+static CALLBACKS: IrqLock<Cpus, [Option<Callback>; 3]> = IrqLock::new([None; 3]);
 
 /// Who has been called since [`with`] began: a decimal digit each, 1 to 3 the callbacks, 9 the hook.
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 
 /// Blocks of the heap that a callback or hook can free.
-static HOARD: IrqLock<X86_64, Vec<Vec<u8>>> = IrqLock::new(Vec::new());
+static HOARD: IrqLock<Cpus, Vec<Vec<u8>>> = IrqLock::new(Vec::new());
 
 fn callback<const NUMBER: usize>(wanted: usize) -> usize {
     let callback = CALLBACKS.lock()[NUMBER];

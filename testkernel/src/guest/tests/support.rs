@@ -5,22 +5,39 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use kernel::cpus::{self, Cpus};
 use kernel::heap::HEAP;
-use kslab::platform::X86_64;
 use kslab::reclaim::INTERVAL;
 use kslab::stats::{CacheStats, FrameStats};
 use kslab::{Frame, Order};
 
-pub(super) type Heap = kslab::Heap<X86_64>;
+pub(super) type Heap = kslab::Heap<Cpus>;
 
 /// A cache in the kernel's heap.
-pub(super) type Cache = kslab::Cache<'static, X86_64>;
+pub(super) type Cache = kslab::Cache<'static, Cpus>;
 
 /// Bytes in a page frame.
 pub(super) const PAGE: usize = kslab::memory::FRAME_SIZE;
 
+/// Runs `function(argument)` on every CPU, this one included, one after the other.
+pub(super) fn on_each(function: fn(usize), argument: usize) {
+    for cpu in cpus::online() {
+        cpus::call_on(cpu, function, argument).expect("it is online");
+    }
+}
+
+/// The number of another CPU, if there is one.
+pub(super) fn another() -> Option<usize> {
+    cpus::online().find(|&cpu| cpu != cpus::current())
+}
+
+/// Has every CPU give back what it keeps, and does not use.
+pub(super) fn shrink_everywhere() {
+    on_each(|_| _ = HEAP.shrink(), 0);
+}
+
 /// The kernel's page frames.
-pub(super) fn frames() -> &'static kslab::Frames<X86_64> {
+pub(super) fn frames() -> &'static kslab::Frames<Cpus> {
     HEAP.frames()
 }
 
@@ -46,7 +63,7 @@ pub(super) fn verify() {
 
 /// The counts of the page frames, with all free that nobody uses.
 pub(super) fn merged_stats() -> FrameStats {
-    HEAP.shrink();
+    shrink_everywhere();
     frames().stats()
 }
 
@@ -69,7 +86,7 @@ pub(super) fn free(frame: Frame, order: Order) {
 /// Everything that can be had, in blocks as large as there are, zone by zone; the last are the smallest of the highest
 /// zone.
 pub(super) fn take_all() -> Vec<(Frame, Order)> {
-    HEAP.shrink();
+    shrink_everywhere();
     take_free()
 }
 

@@ -6,10 +6,10 @@ use alloc::vec::Vec;
 use core::hint::{black_box, spin_loop};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use kernel::cpus::Cpus;
 use kernel::heap::HEAP;
 use kernel::timer;
 use kslab::IrqLock;
-use kslab::platform::X86_64;
 use x86_64::instructions::interrupts;
 
 use crate::guest::runner::test;
@@ -64,7 +64,7 @@ test!(an_interrupt_allocates_while_the_main_line_allocates);
 fn an_interrupt_allocates_while_the_main_line_allocates() {
     const WANTED: usize = 300;
     static TURNS: AtomicUsize = AtomicUsize::new(0);
-    static KEPT_BY_INTERRUPT: IrqLock<X86_64, [Vec<u8>; KEPT]> = IrqLock::new([const { Vec::new() }; KEPT]);
+    static KEPT_BY_INTERRUPT: IrqLock<Cpus, [Vec<u8>; KEPT]> = IrqLock::new([const { Vec::new() }; KEPT]);
 
     let in_use = || HEAP.cache_stats().map(|cache| cache.in_use).sum::<usize>();
     HEAP.shrink();

@@ -2,7 +2,7 @@ use super::*;
 use crate::protocol::When;
 
 fn test(name: &str) -> GuestTest {
-    GuestTest { name: name.into(), number: 0, stops_with: None, when: When::Always }
+    GuestTest { name: name.into(), number: 0, stops_with: None, when: When::Always, cpus: 1 }
 }
 
 fn stopping(name: &str, headline: &str) -> GuestTest {
@@ -94,9 +94,16 @@ fn a_whole_report_passes() {
     let mut report = Report::new(&tests);
     let streamed: Vec<_> = kernel.lines.iter().filter_map(|line| report.line(line)).collect();
     let ended = report.end(&exit(33));
-    let passed = |test: &str| Verdict { test: test.into(), ticks: Some(7), failure: None };
+    let passed = |test: &str| Verdict { test: test.into(), ticks: Some(7), notes: Vec::new(), failure: None };
     assert_eq!(streamed, [passed("a::x")]);
     assert_eq!(ended, Ended { verdicts: vec![passed("b::y")], tables: vec!["order 0".into()] });
+}
+
+#[test]
+fn what_a_test_says_about_itself_comes_with_its_verdict() {
+    let kernel = Kernel::plan(1).start("a::x").ktap("# a::x: half of it").ktap("# b::y: not mine");
+    let kernel = kernel.ktap("# a::x: 7 ticks").ktap("ok 1 a::x").totals(1, 0).whole();
+    assert_eq!(verdicts(&[test("a::x")], kernel, &exit(33))[0].notes, ["half of it"]);
 }
 
 #[test]
@@ -173,7 +180,7 @@ fn a_stop_fails_the_running_test_and_leaves_the_rest() {
     let kernel = Kernel::plan(2).start("a::x").console("STOP: panic: no").frame(Kind::Stop, "panic: no");
     let kernel = kernel.ktap("# a::x: panic: no").ktap("not ok 1 a::x").totals(0, 1).whole();
     let failure = Failure { reason: "panic: no".into(), console: vec!["STOP: panic: no".into()] };
-    let failed = Verdict { test: "a::x".into(), ticks: None, failure: Some(failure) };
+    let failed = Verdict { test: "a::x".into(), ticks: None, notes: Vec::new(), failure: Some(failure) };
     assert_eq!(verdicts(&two(), kernel, &exit(35)), [failed]);
 }
 
