@@ -127,7 +127,9 @@
 //!   idle CPU should call it now and then, or be made to by an out-of-memory hook. How much that can be is bounded by two
 //!   magazines a CPU and cache.
 //! - What one CPU allocates and another frees goes around by the depots and slabs; it never adds up.
-//! - The states of a slab's objects lie side by side: CPUs that use objects of one slab write to one cache line.
+//! - The states of a slab's objects lie side by side. CPUs take new objects from different slabs as long as there is
+//!   memory for that, but those whose numbers differ by a multiple of 8, and CPUs that free each other's objects, can write
+//!   to one cache line.
 //!
 //! # Features
 //!

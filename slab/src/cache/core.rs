@@ -100,7 +100,7 @@ impl<P: Platform> Core<P> {
             count(&self.allocations);
             return Ok(self.hand_out(shared, object, state));
         }
-        let (object, constructed) = self.slabs.take(shared, grow)?;
+        let (object, constructed) = self.slabs.take(shared, grow, self.magazines.are_worthwhile(shared))?;
         if !constructed {
             self.construct(shared, object)?;
         }
@@ -292,7 +292,7 @@ impl<P: Platform> Core<P> {
     /// An interval is over: what was not needed in it goes back.
     pub(crate) fn end_interval(&self, shared: &Caches<P>) {
         self.magazines.end_interval(shared, |objects| self.slabs.put(shared, objects, true));
-        self.slabs.end_interval();
+        self.slabs.end_interval(shared.frames());
         self.slabs.reap(shared, false);
     }
 

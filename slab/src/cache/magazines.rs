@@ -13,8 +13,9 @@
 //! It reads the CPU's number, goes to the CPU's own cache line, and pushes or pops a round of the loaded magazine; all of it
 //! with interrupts off, for the reasons that [`platform`](crate::platform) gives. It writes the CPU's line and its loaded
 //! magazine, which is the CPU's alone, and reads only what hardly ever changes: the table of the CPUs, whether the layer
-//! is on. So it takes no lock, and no line that another CPU writes. (The layer above sets the state of the object's slot,
-//! a byte beside those of its neighbours in the slab.)
+//! is on. So it takes no lock, and no line that another CPU writes. The layer above sets the state of the object's slot,
+//! a byte beside those of its neighbours in the slab, which as a rule are this CPU's too: see *home* in
+//! [`slabs`](super::slabs).
 //!
 //! What can come in between has another number or waits: a handler of an interrupt is not started, and an NMI's has the
 //! number [`IN_NMI`](crate::platform::IN_NMI), with which it gets nothing here: its allocation goes to the slabs, and its
@@ -242,13 +243,18 @@ impl<P: Platform> Magazines<P> {
         if shared.memory_is_short() { None } else { Magazine::create(shared, self.kind()) }
     }
 
+    /// Whether there is memory to have something for each CPU.
+    pub(super) fn are_worthwhile(&self, shared: &Caches<P>) -> bool {
+        P::CPUS > 0
+            && self.largest.is_some()
+            && shared.frames().total_bytes() >= sizing::least_memory(P::CPUS)
+            && !shared.memory_is_short()
+    }
+
     /// Gives every CPU its places, if there is memory for them.
     #[cold]
     pub(super) fn set_up(&self, shared: &Caches<P>) {
-        if P::CPUS == 0 || self.largest.is_none() || !self.cpus.load(Ordering::Acquire).is_null() {
-            return;
-        }
-        if shared.frames().total_bytes() < sizing::least_memory(P::CPUS) || shared.memory_is_short() {
+        if !self.cpus.load(Ordering::Acquire).is_null() || !self.are_worthwhile(shared) {
             return;
         }
         let Some(memory) = shared.allocate_metadata(P::CPUS * size_of::<Cpu>()) else { return };

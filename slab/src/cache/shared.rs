@@ -231,7 +231,7 @@ impl<P: Platform> Caches<P> {
             return None;
         }
         match self.metadata_cache(bytes) {
-            Some(slabs) => NonNull::new(slabs.take(self, true).ok()?.0),
+            Some(slabs) => NonNull::new(slabs.take(self, true, false).ok()?.0),
             None => {
                 let count = u32::try_from(bytes.div_ceil(FRAME_SIZE)).ok()?;
                 let frame = self.allocate_frames(count, Order::ZERO)?;
@@ -300,7 +300,7 @@ impl<P: Platform> Caches<P> {
     pub(crate) fn end_interval(&self) {
         self.for_each(|cache| cache.end_interval(self));
         for slabs in self.metadata.iter().rev() {
-            slabs.end_interval();
+            slabs.end_interval(&self.frames);
             slabs.reap(self, false);
         }
         self.repay(LOAN);

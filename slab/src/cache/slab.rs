@@ -33,7 +33,7 @@ pub(crate) const LENT: u8 = 5;
 /// Slots that a bit of the summary stands for.
 const GROUP: usize = 8;
 
-/// The two lists that a slab is in: that of slabs about as full, and that of all.
+/// The two lists that a slab is in: that of slabs about as full, or a home, and that of all.
 pub(super) const BY_FULLNESS: usize = 0;
 pub(super) const OF_ALL: usize = 1;
 
@@ -54,8 +54,8 @@ pub(crate) struct Header {
     colour: AtomicU32,
     /// Slots that are not free.
     used: AtomicU16,
-    /// How full it is: which of the lists by fullness it is in.
-    band: AtomicU16,
+    /// Which of the lists other than that of all it is in.
+    list: AtomicU16,
     /// A bit is set where one of these eight slots is free.
     summary: AtomicU64,
 }
@@ -91,7 +91,7 @@ impl<'a> Slab<'a> {
             links: [const { Links { next: AtomicU32::new(Frame::NONE), previous: AtomicU32::new(Frame::NONE) } }; 2],
             colour: AtomicU32::new(colour),
             used: AtomicU16::new(0),
-            band: AtomicU16::new(0),
+            list: AtomicU16::new(0),
             summary: AtomicU64::new(u64::MAX >> (u64::BITS as usize - groups)),
         };
         // SAFETY: the header and the states behind it are the caller's to give, and aligned.
@@ -197,13 +197,13 @@ impl<'a> Slab<'a> {
         self.header.links[list].previous.store(previous.map_or(Frame::NONE, Frame::number), Relaxed);
     }
 
-    /// Which of the lists by fullness it is in.
-    pub(super) fn band(self) -> usize {
-        self.header.band.load(Relaxed) as usize
+    /// Which of the lists other than that of all it is in.
+    pub(super) fn list(self) -> usize {
+        self.header.list.load(Relaxed) as usize
     }
 
-    pub(super) fn set_band(self, band: usize) {
-        self.header.band.store(band as u16, Relaxed);
+    pub(super) fn set_list(self, list: usize) {
+        self.header.list.store(list as u16, Relaxed);
     }
 
     /// Whether used count and summary are those of the states.

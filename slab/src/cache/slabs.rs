@@ -4,6 +4,10 @@
 //! slab there is, so that slabs that are emptying become empty. One empty slab stays as hysteresis, and as many more as
 //! the cache's *working set* had: by how much its number of used slabs went up and down during the last interval.
 //!
+//! States of neighbouring slots share a cache line. So that CPUs do not write to one line all the time, a CPU with
+//! magazines has a *home* slab in the cache, which the others leave to it as long as there is other memory: that from
+//! which it took last, until it is full or empty, or an interval ends. That is one partial slab a CPU at most.
+//!
 //! Lock: one a cache, around [`State`]; inside it only the locks of the page frames may be taken, and here none are.
 //! Slabs are created and released, and objects constructed and destroyed, with no lock held.
 //!
@@ -35,7 +39,10 @@ const EMPTY: usize = 0;
 const FULL: usize = BANDS + 1;
 /// The list of all slabs, behind those of the bands.
 const ALL: usize = BANDS + 2;
-const LISTS: usize = BANDS + 3;
+/// From here on, homes: lists of at most one slab. CPUs whose numbers differ by [`HOMES`] share one.
+const HOME: usize = BANDS + 3;
+const HOMES: usize = 8;
+const LISTS: usize = HOME + HOMES;
 
 /// Empty slabs that stay without a working set.
 const HYSTERESIS: usize = 1;
@@ -61,10 +68,10 @@ pub(crate) struct Slabs<P> {
 
 #[derive(Debug)]
 struct State {
-    /// First slabs: of each band, and of all.
+    /// First slabs: of each band, of all, and the homes.
     lists: [Option<Frame>; LISTS],
     /// Which of the lists have a slab, a bit each.
-    filled: u16,
+    filled: u32,
     numbers: Numbers,
     colour: u32,
     limit: usize,
@@ -105,22 +112,28 @@ impl<P> Slabs<P> {
 }
 
 impl<P: Platform> Slabs<P> {
-    /// An object out of its slab, and whether it is constructed. Its slot is [`CACHED`] then.
-    pub(crate) fn take(&self, shared: &Caches<P>, grow: bool) -> Result<(*mut u8, bool), AllocError> {
+    /// An object out of its slab, and whether it is constructed. Its slot is [`CACHED`] then. `at_home` says whether the
+    /// CPU is to have a home in this cache.
+    pub(crate) fn take(&self, shared: &Caches<P>, grow: bool, at_home: bool) -> Result<(*mut u8, bool), AllocError> {
         let frames = shared.frames();
         self.take_in_deferred(shared);
-        if let Some(object) = self.take_from_list(&mut self.state.lock(), frames)? {
+        // Where the thread goes to another CPU meanwhile, it takes from the home of that which it left.
+        let home = if at_home { home_of_this_cpu::<P>() } else { None };
+        let leave_homes = grow && home.is_some();
+        if let Some(object) = self.take_from_list(&mut self.state.lock(), frames, home, leave_homes)? {
             return Ok(object);
         }
         if !grow {
             return Err(AllocError::WouldGrow);
         }
-        let first = self.create(shared).ok_or(AllocError::NoMemory)?;
+        let new = self.create(shared);
         let mut state = self.state.lock();
-        state.numbers.created = state.numbers.created.wrapping_add(1);
-        self.attach(&mut state, frames, first);
-        // The new slab, or a fuller one that another CPU has freed an object of.
-        self.take_from_list(&mut state, frames)?.ok_or(AllocError::NoMemory)
+        if let Some(first) = new {
+            state.numbers.created = state.numbers.created.wrapping_add(1);
+            self.attach(&mut state, frames, first);
+        }
+        // The new slab, or a fuller one that another CPU has freed an object of, or at last a home of others.
+        self.take_from_list(&mut state, frames, home, false)?.ok_or(AllocError::NoMemory)
     }
 
     /// Fills the front of `objects` from the slabs that are there, with one hold of the lock, and says how many.
@@ -129,7 +142,7 @@ impl<P: Platform> Slabs<P> {
         let mut state = self.state.lock();
         let mut taken = 0;
         while taken < objects.len()
-            && let Ok(Some((object, _))) = self.take_from_list(&mut state, shared.frames())
+            && let Ok(Some((object, _))) = self.take_from_list(&mut state, shared.frames(), None, false)
         {
             objects[taken] = object;
             taken += 1;
@@ -137,16 +150,22 @@ impl<P: Platform> Slabs<P> {
         taken
     }
 
-    fn take_from_list(&self, state: &mut State, frames: &Frames<P>) -> Result<Option<(*mut u8, bool)>, AllocError> {
+    fn take_from_list(
+        &self,
+        state: &mut State,
+        frames: &Frames<P>,
+        home: Option<usize>,
+        leave_homes: bool,
+    ) -> Result<Option<(*mut u8, bool)>, AllocError> {
         if state.numbers.taken >= state.limit {
             return Err(AllocError::AtLimit);
         }
-        let Some(first) = state.fullest() else { return Ok(None) };
+        let Some(first) = state.choose(home, leave_homes) else { return Ok(None) };
         // SAFETY: what is in a list is a slab of this cache.
         let slab = unsafe { self.slab(frames, first) };
         let object = slab.take();
         state.numbers.taken += usize::from(object.is_some());
-        self.place(state, frames, first, slab);
+        self.place_at(state, frames, first, slab, home);
         Ok(object)
     }
 
@@ -197,11 +216,18 @@ impl<P: Platform> Slabs<P> {
     }
 
     /// An interval is over: what it needed of slabs is the working set of the next one.
-    pub(crate) fn end_interval(&self) {
+    pub(crate) fn end_interval(&self, frames: &Frames<P>) {
         let mut state = self.state.lock();
         state.keep = HYSTERESIS.max(state.busiest - state.idlest);
         let busy = state.numbers.slabs - state.numbers.empty;
         (state.busiest, state.idlest) = (busy, busy);
+        for home in HOME..LISTS {
+            if let Some(first) = state.lists[home] {
+                // SAFETY: what is in a list is a slab of this cache.
+                let slab = unsafe { self.slab(frames, first) };
+                self.move_to(&mut state, frames, first, slab, self.band_of(slab));
+            }
+        }
     }
 
     pub(crate) fn set_limit(&self, objects: usize) {
@@ -361,19 +387,33 @@ impl<P: Platform> Slabs<P> {
         state.numbers.slabs += 1;
         state.numbers.empty += 1;
         // SAFETY: the caller has a slab of this cache.
-        unsafe { self.slab(frames, first) }.set_band(EMPTY);
+        unsafe { self.slab(frames, first) }.set_list(EMPTY);
         self.push(state, frames, EMPTY, first);
         self.push(state, frames, ALL, first);
     }
 
-    /// Moves a slab to the list of its band.
+    /// Moves a slab to the list that is right for it.
     fn place(&self, state: &mut State, frames: &Frames<P>, first: Frame, slab: Slab<'_>) {
-        let (old, new) = (slab.band(), self.band_of(slab));
+        self.place_at(state, frames, first, slab, None);
+    }
+
+    /// The same; a slab that is no home yet becomes `home`, if it is partial.
+    fn place_at(&self, state: &mut State, frames: &Frames<P>, first: Frame, slab: Slab<'_>, home: Option<usize>) {
+        let new = match (self.band_of(slab), slab.list()) {
+            (band @ (EMPTY | FULL), _) => band,
+            (_, old @ HOME..) => old,
+            (band, _) => home.unwrap_or(band),
+        };
+        self.move_to(state, frames, first, slab, new);
+    }
+
+    fn move_to(&self, state: &mut State, frames: &Frames<P>, first: Frame, slab: Slab<'_>, new: usize) {
+        let old = slab.list();
         if old == new {
             return;
         }
         self.unlink(state, frames, old, slab);
-        slab.set_band(new);
+        slab.set_list(new);
         self.push(state, frames, new, first);
         state.numbers.empty += usize::from(new == EMPTY);
         state.numbers.empty -= usize::from(old == EMPTY);
@@ -443,7 +483,7 @@ impl<P: Platform> Slabs<P> {
 
     /// Lets a test change the bits of the lists and the number of empty slabs.
     #[cfg(test)]
-    pub(super) fn corrupt(&self, change: impl FnOnce(&mut u16, &mut usize)) {
+    pub(super) fn corrupt(&self, change: impl FnOnce(&mut u32, &mut usize)) {
         let state = &mut *self.state.lock();
         change(&mut state.filled, &mut state.numbers.empty);
     }
@@ -453,14 +493,17 @@ impl<P: Platform> Slabs<P> {
         let state = self.state.lock();
         let broken = |what: &'static str| Broken::Cache { id: self.id, what };
         let (mut slabs, mut taken) = (0, 0);
-        for list in 0..ALL {
+        for list in (0..LISTS).filter(|&list| list != ALL) {
             self.verify_list(&state, frames, list, |slab| {
                 slabs += 1;
                 taken += slab.used();
                 if !slab.is_consistent() {
                     return Err("the used count or the summary of a slab is not that of its slots");
                 }
-                let right = slab.band() == list && self.band_of(slab) == list;
+                let band = self.band_of(slab);
+                let right = slab.list() == list
+                    && (band == list
+                        || list >= HOME && (EMPTY + 1..FULL).contains(&band) && slab.next(BY_FULLNESS).is_none());
                 if right { Ok(()) } else { Err("a slab is in the list of another fullness") }
             })
             .map_err(broken)?;
@@ -510,6 +553,12 @@ impl<P: Platform> Slabs<P> {
     }
 }
 
+/// The list of the home that the CPU has which this runs on.
+fn home_of_this_cpu<P: Platform>() -> Option<usize> {
+    let cpu = P::current_cpu();
+    (P::CPUS > 1 && cpu < P::CPUS).then_some(HOME + cpu % HOMES)
+}
+
 /// Which links of its header a slab uses in a list.
 const fn links_of(list: usize) -> usize {
     if list == ALL { OF_ALL } else { BY_FULLNESS }
@@ -552,10 +601,12 @@ impl<P: Platform> Drop for Walk<'_, P> {
 }
 
 impl State {
-    /// A slab with a free slot, the fullest there is.
-    fn fullest(&self) -> Option<Frame> {
-        let with_room = self.filled & ((1 << FULL) - 1);
-        self.lists[with_room.checked_ilog2()? as usize]
+    /// A slab with a free slot: the CPU's home, or else the fullest there is, or else somebody's home.
+    fn choose(&self, home: Option<usize>, leave_homes: bool) -> Option<Frame> {
+        let home = home.and_then(|home| self.lists[home]);
+        let fullest = || self.lists[(self.filled & ((1 << FULL) - 1)).checked_ilog2()? as usize];
+        let any_home = || if leave_homes { None } else { self.lists[HOME..].iter().find_map(|&slab| slab) };
+        home.or_else(fullest).or_else(any_home)
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! Invariant: a slab on the list, or taken off it and not looked at yet, has a slot with that state, and so stays.
 
-use super::{EMPTY, FULL, Slabs};
+use super::{EMPTY, FULL, HOME, LISTS, Slabs};
 use crate::cache::AllocError;
 use crate::cache::shared::Caches;
 use crate::cache::slab::DEFERRED;
@@ -21,13 +21,14 @@ impl<P: Platform> Slabs<P> {
         let mut state = self.state.try_lock().ok_or(AllocError::WouldGrow)?;
         let frames = shared.frames();
         if self.lifecycle.is_none() {
-            let taken = self.take_from_list(&mut state, frames)?;
+            let taken = self.take_from_list(&mut state, frames, None, false)?;
             return taken.map(|(object, _)| object).ok_or(AllocError::WouldGrow);
         }
         if state.numbers.taken >= state.limit {
             return Err(AllocError::AtLimit);
         }
-        let taken = (EMPTY..FULL).rev().filter_map(|list| state.lists[list]).find_map(|first| {
+        let with_room = (EMPTY..FULL).rev().chain(HOME..LISTS);
+        let taken = with_room.filter_map(|list| state.lists[list]).find_map(|first| {
             // SAFETY: what is in a list is a slab of this cache.
             let slab = unsafe { self.slab(frames, first) };
             Some((slab.take_constructed()?, first, slab))

@@ -215,10 +215,10 @@ fn verify_names_each_kind_of_corruption() {
     slab.states()[slot].store(state, Relaxed);
     heap.verify().unwrap();
 
-    let band = slab.band();
-    slab.set_band(3);
+    let list = slab.list();
+    slab.set_list(3);
     assert_eq!(says(), "a slab is in the list of another fullness");
-    slab.set_band(band);
+    slab.set_list(list);
 
     let (next, previous) = (slab.next(OF_ALL), slab.previous(OF_ALL));
     let first = frames.frame_of(objects[0].as_ptr()).unwrap();
@@ -247,4 +247,71 @@ fn verify_names_each_kind_of_corruption() {
     frames.make_slab(first, 1, slabs.id, header);
     heap.verify().unwrap();
     objects.into_iter().for_each(|object| free(&cache, object));
+}
+
+/// The page that each object is in.
+fn pages(objects: &[NonNull<u8>]) -> Vec<usize> {
+    objects.iter().map(|object| object.as_ptr().addr() / FRAME_SIZE).collect()
+}
+
+/// A heap and a cache of 256-byte objects (15 a slab), in which CPU 0 and CPU 1 each have three, in turns.
+fn with_two_cpus(test: impl FnOnce(&crate::Heap<Threads>, &Cache<'_, Threads>, [Vec<NonNull<u8>>; 2])) {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = Cache::new(heap.caches(), "homes", layout(256, 8));
+    let mut objects = [Vec::new(), Vec::new()];
+    for _ in 0..3 {
+        for (cpu, objects) in objects.iter_mut().enumerate() {
+            objects.push(on_cpu(cpu, || cache.allocate().unwrap()));
+        }
+    }
+    test(&heap, &cache, objects);
+    cache.destroy().unwrap();
+    heap.verify().unwrap();
+}
+
+#[test]
+fn a_cpu_has_a_slab_of_its_own_and_comes_back_to_it() {
+    with_two_cpus(|heap, cache, [first, second]| {
+        let (homes, others) = (pages(&first), pages(&second));
+        assert_eq!((homes[0], others[0]), (homes[2], others[2]), "each takes from its own");
+        assert_ne!(homes[0], others[0], "and they are two");
+        heap.verify().unwrap();
+        // A fuller slab is left to the CPU whose home it is.
+        let more = on_cpu(1, || allocate(cache, 6));
+        assert_eq!(pages(&allocate(cache, 1))[0], homes[0]);
+        assert_eq!(pages(&more)[5], others[0]);
+        cache.for_each_object(|object| free(cache, object));
+    });
+}
+
+#[test]
+fn a_home_ends_with_the_interval() {
+    with_two_cpus(|heap, cache, [_, second]| {
+        let more = on_cpu(1, || allocate(cache, 6));
+        heap.maintain(0);
+        heap.maintain(20_000);
+        heap.verify().unwrap();
+        assert_eq!(pages(&allocate(cache, 1))[0], pages(&second)[0], "the fullest of all now");
+        assert_eq!(cache.stats().unwrap().in_use, 6 + more.len() + 1);
+        cache.for_each_object(|object| free(cache, object));
+    });
+}
+
+#[test]
+fn what_is_free_in_the_home_of_another_cpu_is_not_lost_to_one_that_finds_no_memory() {
+    with_two_cpus(|heap, cache, [first, second]| {
+        let drought = Drought::of(heap);
+        let slots = cache.stats().unwrap().objects_per_slab;
+        let rest = allocate(cache, 2 * slots - first.len() - second.len());
+        assert_eq!(cache.allocate(), Err(AllocError::NoMemory));
+        heap.verify().unwrap();
+        // One that must not grow takes it at once.
+        on_cpu(1, || free(cache, second[0]));
+        drop(drought);
+        cache.shrink();
+        assert_eq!(pages(&[cache.allocate_without_growing().unwrap()]), pages(&second[..1]));
+        assert_eq!(rest.len(), 2 * slots - 6);
+        cache.for_each_object(|object| free(cache, object));
+    });
 }

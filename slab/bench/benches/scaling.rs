@@ -1,6 +1,6 @@
 //! How much more two threads do than one: allocations and their frees, where each thread has magazines of its own.
 //!
-//! `cargo run --release -p kslab --example scaling`, on a machine that has two idle CPUs and nothing else to do.
+//! `cargo bench --manifest-path slab/bench/Cargo.toml`, on a machine that has two idle CPUs and nothing else to do.
 
 use std::alloc::Layout;
 use std::cell::Cell;
@@ -42,18 +42,16 @@ static SEPARATE: [Cache<Threads>; 2] = [const { Cache::new(HEAP.caches(), "separ
 static SHARED: Cache<Threads> = Cache::new(HEAP.caches(), "shared", LAYOUT);
 
 const LAYOUT: Layout = Layout::new::<[u64; 8]>();
-const PAIRS: usize = 20_000_000;
+const PAIRS: usize = 2_000_000;
+/// One thread and two threads take turns so often.
+const ROUNDS: usize = 25;
 const MEMORY: usize = 64 << 20;
 
 /// An allocation and its free, by the thread of this number.
 type Pair = fn(usize);
 
-/// How long so many threads take to do all pairs each, at best of a few times.
+/// How long so many threads take to do all pairs each.
 fn time(threads: usize, pair: Pair) -> Duration {
-    (0..5).map(|_| time_once(threads, pair)).min().unwrap_or_default()
-}
-
-fn time_once(threads: usize, pair: Pair) -> Duration {
     let barrier = Barrier::new(threads + 1);
     thread::scope(|scope| {
         for number in 0..threads {
@@ -94,9 +92,14 @@ fn main() {
     for (name, pair) in
         [("separate caches", separate), ("one shared cache", |_| pair_of(&SHARED)), ("the heap", |_| pair_of_heap())]
     {
-        let [one, two] = [1, 2].map(|threads| time(threads, pair));
-        let pair_time = one.as_secs_f64() / PAIRS as f64 * 1e9;
-        let ratio = 2.0 * one.as_secs_f64() / two.as_secs_f64();
-        println!("{name}: {pair_time:.1} ns for an allocation and its free; two threads do {ratio:.2} times as much");
+        let mut rounds: Vec<_> = (0..ROUNDS).map(|_| [1, 2].map(|threads| time(threads, pair))).collect();
+        rounds.sort_by_key(|[one, _]| *one);
+        let pair_time = rounds[ROUNDS / 2][0].as_secs_f64() / PAIRS as f64 * 1e9;
+        let mut ratios: Vec<_> = rounds.iter().map(|[one, two]| 2.0 * one.as_secs_f64() / two.as_secs_f64()).collect();
+        ratios.sort_by(f64::total_cmp);
+        let ratio = ratios[ROUNDS / 2];
+        println!(
+            "{name}: {pair_time:.1} ns for an allocation and its free; two threads do {ratio:.2} times as much (medians)"
+        );
     }
 }
