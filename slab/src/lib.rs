@@ -59,7 +59,7 @@
 //!
 //! Beside them are `arena`; [`reclaim`]; [`platform`], what the kernel lends; `lock`, a spin lock that keeps interrupts
 //! off;
-//! `fault`, the report of a bad free; and [`stats`], the numbers. Calls go down only.
+//! [`fault`], the report of a bad free; and [`stats`], the numbers. Calls go down only.
 //!
 //! ## An allocation's way
 //!
@@ -159,7 +159,8 @@
 
 pub mod arena;
 mod cache;
-mod fault;
+pub mod check;
+pub mod fault;
 mod frames;
 mod heap;
 mod inject;

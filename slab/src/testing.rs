@@ -115,8 +115,15 @@ pub(crate) fn cases(cases: u32, under_miri: u32) -> ProptestConfig {
     if cfg!(miri) { ProptestConfig { cases: under_miri, rng_seed: RngSeed::Fixed(1), ..config } } else { config }
 }
 
-/// The message of the report that `misuse` must stop with.
+/// The first line of the report that `misuse` must stop with.
 pub(crate) fn report_of(misuse: impl FnOnce()) -> String {
+    let mut report = full_report_of(misuse);
+    report.truncate(report.find('\n').unwrap_or(report.len()));
+    report
+}
+
+/// The report that `misuse` must stop with.
+pub(crate) fn full_report_of(misuse: impl FnOnce()) -> String {
     let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(misuse));
     let report = stopped.expect_err("must be refused");
     report.downcast_ref::<String>().expect("a formatted report").clone()

@@ -3,7 +3,8 @@
 //! An object is constructed when it first leaves its slab, and stays constructed, in use or free, until its slab goes
 //! back to the page frames. Neither happens with a lock held.
 
-use crate::sync::{AtomicPtr, AtomicU32, Counter, Ordering::Relaxed};
+use crate::sync::{AtomicPtr, AtomicU16, AtomicU32, Counter, Ordering::Relaxed};
+use core::alloc::Layout;
 use core::fmt;
 use core::ptr::NonNull;
 
@@ -13,7 +14,8 @@ use super::magazines::{self, Magazines};
 use super::shared::Caches;
 use super::slab::{CACHED, USED, claim};
 use super::slabs::{Lifecycle, Slabs};
-use crate::fault::{CacheName, Fault};
+use crate::check::Room;
+use crate::fault::{CacheName, Caller, Fault};
 use crate::inject::Injection;
 use crate::platform::{Platform, in_nmi};
 use crate::stats::CacheStats;
@@ -27,14 +29,27 @@ pub(crate) struct Core<P> {
     pub(crate) slabs: Slabs<P>,
     pub(crate) magazines: Magazines<P>,
     /// What went past the magazines.
-    allocations: Counter,
-    frees: Counter,
+    pub(super) allocations: Counter,
+    pub(super) frees: Counter,
     failures: Counter,
-    injection: Injection,
+    pub(super) injection: Injection,
+    /// What is checked of objects that are allocated from now on; see [`check`](crate::check).
+    pub(super) checks: AtomicU16,
+    /// The cache that these come from; null before the first.
+    pub(super) twin: AtomicPtr<Core<P>>,
+    /// This is such a cache: how its slots are divided, and what happens to the objects in them.
+    pub(super) room: Option<(Room, Option<Lifecycle>)>,
     /// Neighbours in the registry, whose lock guards these, and how many look at it: as long as there are any, it stays.
     pub(super) next: AtomicPtr<Core<P>>,
     pub(super) previous: AtomicPtr<Core<P>>,
     pub(super) visitors: AtomicU32,
+}
+
+/// For what an object is allocated, and by whom, for those who check it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Request {
+    pub(crate) layout: Layout,
+    pub(crate) caller: Caller,
 }
 
 impl<P> Core<P> {
@@ -54,6 +69,9 @@ impl<P> Core<P> {
             frees: Counter::new(0),
             failures: Counter::new(0),
             injection: Injection::new(),
+            checks: AtomicU16::new(0),
+            twin: AtomicPtr::new(core::ptr::null_mut()),
+            room: None,
             next: AtomicPtr::new(core::ptr::null_mut()),
             previous: AtomicPtr::new(core::ptr::null_mut()),
             visitors: AtomicU32::new(0),
@@ -87,35 +105,57 @@ impl<P: Platform> Core<P> {
             count(&self.failures);
             return Err(AllocError::NoMemory);
         }
-        match self.magazines.take() {
-            Some(object) => Ok(self.hand_out(shared, object, state)),
-            None => self.allocate_from_slab(shared, grow, state),
+        while let Some(round) = self.magazines.take() {
+            if let Some(object) = self.hand_out(shared, round, state) {
+                return Ok(object);
+            }
         }
+        self.allocate_from_slab(shared, grow, state)
     }
 
     #[cold]
     fn allocate_from_slab(&self, shared: &Caches<P>, grow: bool, state: u8) -> Result<NonNull<u8>, AllocError> {
         if in_nmi::<P>() {
-            let object = self.slabs.take_at_once(shared)?;
+            let (object, _) = self.slabs.take_at_once(shared)?;
             count(&self.allocations);
-            return Ok(self.hand_out(shared, object, state));
+            return self.hand_out(shared, object, state).ok_or(AllocError::NoMemory);
         }
         let (object, constructed) = self.slabs.take(shared, grow, self.magazines.are_worthwhile(shared))?;
         if !constructed {
             self.construct(shared, object)?;
         }
         count(&self.allocations);
-        Ok(self.hand_out(shared, object, state))
+        self.hand_out(shared, object, state).ok_or(AllocError::NoMemory)
+    }
+
+    /// An object for whom `request` says, with the checks that the cache has now.
+    #[inline]
+    pub(crate) fn allocate_for(
+        &self,
+        shared: &Caches<P>,
+        grow: bool,
+        request: Request,
+    ) -> Result<NonNull<u8>, AllocError> {
+        if self.checks().is_empty() {
+            self.allocate(shared, grow, USED)
+        } else {
+            self.allocate_with_checks(shared, grow, request)
+        }
     }
 
     /// The same after it has failed with `error`: now with what can be had elsewhere.
     #[cold]
-    pub(crate) fn allocate_again(&self, shared: &Caches<P>, error: AllocError) -> Result<NonNull<u8>, AllocError> {
+    pub(crate) fn allocate_again(
+        &self,
+        shared: &Caches<P>,
+        error: AllocError,
+        request: Request,
+    ) -> Result<NonNull<u8>, AllocError> {
         let result = match error {
-            AllocError::NoMemory => self.allocate_with_relief(shared),
+            AllocError::NoMemory => self.allocate_with_relief(shared, request),
             AllocError::AtLimit if !in_nmi::<P>() => {
                 self.drain(shared);
-                self.allocate(shared, true, USED)
+                self.allocate_for(shared, true, request)
             }
             error => Err(error),
         };
@@ -125,8 +165,8 @@ impl<P: Platform> Core<P> {
         result
     }
 
-    fn allocate_with_relief(&self, shared: &Caches<P>) -> Result<NonNull<u8>, AllocError> {
-        let attempt = || match self.allocate(shared, true, USED) {
+    fn allocate_with_relief(&self, shared: &Caches<P>, request: Request) -> Result<NonNull<u8>, AllocError> {
+        let attempt = || match self.allocate_for(shared, true, request) {
             Err(AllocError::NoMemory) => None,
             result => Some(result),
         };
@@ -142,15 +182,19 @@ impl<P: Platform> Core<P> {
     /// Fills the front of `objects` from slabs that are there, past the magazines, with one hold of the lock. Objects
     /// that are to be constructed do not come this way.
     pub(super) fn allocate_bulk(&self, shared: &Caches<P>, objects: &mut [*mut u8]) -> usize {
-        if self.slabs.lifecycle.is_some() || in_nmi::<P>() {
+        if self.slabs.lifecycle.is_some() || !self.checks().is_empty() || in_nmi::<P>() {
             return 0;
         }
         let taken = self.slabs.take_bulk(shared, objects);
         self.allocations.fetch_add(taken as u64, Relaxed);
-        for &object in &objects[..taken] {
-            self.hand_out(shared, object, USED);
+        let mut handed_out = 0;
+        for index in 0..taken {
+            if self.hand_out(shared, objects[index], USED).is_some() {
+                objects.swap(handed_out, index);
+                handed_out += 1;
+            }
         }
-        taken
+        handed_out
     }
 
     fn construct(&self, shared: &Caches<P>, object: *mut u8) -> Result<(), AllocError> {
@@ -171,15 +215,18 @@ impl<P: Platform> Core<P> {
         constructed.map_err(|_| AllocError::ConstructorFailed)
     }
 
-    /// Marks an object that this CPU has for itself as allocated.
+    /// Marks an object that this CPU has for itself as allocated. What is no such object is reported, and left alone.
     #[inline]
-    pub(super) fn hand_out(&self, shared: &Caches<P>, object: *mut u8, state: u8) -> NonNull<u8> {
+    pub(super) fn hand_out(&self, shared: &Caches<P>, object: *mut u8, state: u8) -> Option<NonNull<u8>> {
         match (self.slabs.state(shared.frames(), object), NonNull::new(object)) {
             (Some(slot), Some(pointer)) if slot.load(Relaxed) == CACHED => {
                 slot.store(state, Relaxed);
-                pointer
+                Some(pointer)
             }
-            _ => Fault::BadRound.report(object),
+            _ => {
+                shared.report(Fault::BadRound, object, None);
+                None
+            }
         }
     }
 
@@ -221,7 +268,7 @@ impl<P: Platform> Core<P> {
         if let Err(object) = self.magazines.put(shared, object, flush) {
             count(&self.frees);
             if in_nmi::<P>() {
-                self.slabs.defer(shared.frames(), object);
+                self.slabs.defer(shared, object);
             } else {
                 self.slabs.put(shared, &[object], true);
             }
@@ -310,7 +357,7 @@ impl<P: Platform> Core<P> {
 
     /// What tables call it.
     pub(crate) fn full_name(&self) -> CacheName {
-        CacheName(self.name, self.namesake)
+        CacheName { name: self.name, number: self.namesake }
     }
 
     pub(crate) fn stats(&self) -> CacheStats {
@@ -357,7 +404,7 @@ fn difference(allocations: u64, frees: u64) -> usize {
 }
 
 /// Adds one to a counter that several CPUs write. It wraps.
-fn count(counter: &Counter) {
+pub(super) fn count(counter: &Counter) {
     counter.fetch_add(1, Relaxed);
 }
 

@@ -3,6 +3,7 @@
 //! | module | what is there |
 //! |---|---|
 //! | `public`, `typed`, `reserve` | the caches that an embedder makes |
+//! | `checked` | objects with checks |
 //! | `core` | one cache: the way of an object from slab to user and back |
 //! | `magazines`, `magazine`, `sizing` | the layer of each CPU, and the depot |
 //! | `slabs`, `slab`, `geometry` | the slab layer |
@@ -11,6 +12,7 @@
 //! Locks, in this order: the registry of caches, a depot, a slab list, the page frames. What a CPU has in its own
 //! magazines is guarded by its interrupts being off. In an NMI locks are only tried.
 
+mod checked;
 mod core;
 mod geometry;
 mod magazine;
@@ -34,6 +36,7 @@ pub use reserve::Reserve;
 pub use shared::Caches;
 pub use typed::{Object, ObjectBox, ObjectCache};
 
+pub(crate) use self::core::{Core, Request};
 pub(crate) use magazines::Magazines;
 pub(crate) use shared::CLASSES;
 pub(crate) use slab::{LENT, USED};

@@ -3,15 +3,17 @@
 use crate::sync::{AtomicPtr, Ordering};
 use core::alloc::Layout;
 use core::fmt;
+use core::panic::Location;
 use core::ptr::NonNull;
 
-use super::core::Core;
+use super::core::{Core, Request};
 use super::geometry::Geometry;
 use super::shared::Caches;
 use super::slab::USED;
 use super::slabs::Lifecycle;
 use super::{AllocError, InitFailed, layout};
-use crate::fault::{CacheName, Fault};
+use crate::check::Checks;
+use crate::fault::{CacheName, Caller, Fault};
 use crate::platform::{Platform, in_nmi};
 use crate::stats::CacheStats;
 
@@ -39,6 +41,7 @@ pub struct Cache<'a, P: Platform> {
     lifecycle: Option<Lifecycle>,
     limit: usize,
     magazines: bool,
+    checks: Checks,
     /// Null before the first use. A block of metadata.
     core: AtomicPtr<Core<P>>,
 }
@@ -53,7 +56,7 @@ impl<'a, P: Platform> Cache<'a, P> {
     /// [`AllocError::BadLayout`].
     pub const fn new(caches: &'a Caches<P>, name: &'static str, layout: Layout) -> Self {
         let core = AtomicPtr::new(core::ptr::null_mut());
-        Self { caches, name, layout, lifecycle: None, limit: usize::MAX, magazines: true, core }
+        Self { caches, name, layout, lifecycle: None, limit: usize::MAX, magazines: true, checks: Checks::NONE, core }
     }
 
     /// Aligns objects to a cache line of the hardware, 64 bytes, so that no two share one.
@@ -85,6 +88,17 @@ impl<'a, P: Platform> Cache<'a, P> {
     pub const fn without_magazines(mut self) -> Self {
         self.magazines = false;
         self
+    }
+
+    /// With checks from its first use on, unless a rule of [`Heap::set_checks`](crate::Heap::set_checks) names the cache.
+    #[must_use]
+    pub const fn with_checks(mut self, checks: Checks) -> Self {
+        self.check(checks);
+        self
+    }
+
+    pub(super) const fn check(&mut self, checks: Checks) {
+        self.checks = checks;
     }
 
     /// Constructs objects: `init` when their memory enters the cache, `fini` when it leaves it. In between an object is
@@ -124,13 +138,20 @@ impl<'a, P: Platform> Cache<'a, P> {
     /// See [`AllocError`]; nothing has changed then. Before it fails for want of memory it has had memory given back
     /// and called the callbacks of [`reclaim`](crate::reclaim).
     #[inline]
+    #[track_caller]
     pub fn allocate(&self) -> Result<NonNull<u8>, AllocError> {
+        let request = self.request(Location::caller());
         let core = self.core()?;
         let refusals = core.refusals(self.caches);
-        core.allocate(self.caches, true, USED).or_else(|error| match core.refusals(self.caches) {
-            now if now == refusals => core.allocate_again(self.caches, error),
+        core.allocate_for(self.caches, true, request).or_else(|error| match core.refusals(self.caches) {
+            now if now == refusals => core.allocate_again(self.caches, error, request),
             _ => Err(error),
         })
+    }
+
+    #[inline]
+    fn request(&self, caller: &'static Location<'static>) -> Request {
+        Request { layout: self.layout, caller: Some(caller) }
     }
 
     /// An object that is free already: takes no memory, and so never waits for any.
@@ -138,12 +159,20 @@ impl<'a, P: Platform> Cache<'a, P> {
     /// # Errors
     ///
     /// [`AllocError::WouldGrow`] where there is none, or as [`allocate`](Self::allocate).
+    #[track_caller]
     pub fn allocate_without_growing(&self) -> Result<NonNull<u8>, AllocError> {
         let core = self.core()?;
-        core.allocate(self.caches, false, USED).inspect_err(|_| core.count_failure())
+        let request = self.request(Location::caller());
+        core.allocate_for(self.caches, false, request).inspect_err(|_| core.count_failure())
+    }
+
+    /// The same without checks: for a reserve.
+    pub(super) fn allocate_unchecked(&self) -> Result<NonNull<u8>, AllocError> {
+        self.core()?.allocate(self.caches, true, USED)
     }
 
     /// Fills the front of `objects` with objects, and says how many: fewer than asked for only where the next one failed.
+    #[track_caller]
     pub fn allocate_bulk(&self, objects: &mut [*mut u8]) -> usize {
         let Ok(core) = self.core() else { return 0 };
         let mut filled = 0;
@@ -167,15 +196,54 @@ impl<'a, P: Platform> Cache<'a, P> {
     ///
     /// It came from this cache, nobody uses it any more, and if the cache constructs, it is as its constructor left it.
     #[inline]
+    #[track_caller]
     pub unsafe fn free(&self, object: NonNull<u8>) {
         // SAFETY: passed on to the caller.
-        unsafe { self.try_free(object) }.unwrap_or_else(|fault| fault.report(object.as_ptr()));
+        unsafe { self.free_for(object, Some(Location::caller())) };
     }
 
-    unsafe fn try_free(&self, object: NonNull<u8>) -> Result<(), Fault> {
+    /// # Safety
+    ///
+    /// As [`free`](Self::free).
+    #[inline]
+    pub(super) unsafe fn free_for(&self, object: NonNull<u8>, caller: Caller) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.try_free(object, caller) }.unwrap_or_else(|fault| self.report(fault, object, caller));
+    }
+
+    /// It returns where the embedder wants to go on.
+    #[cold]
+    pub(super) fn report(&self, fault: Fault, object: NonNull<u8>, caller: Caller) {
+        self.caches.report(fault, object.as_ptr(), caller);
+    }
+
+    #[inline]
+    unsafe fn try_free(&self, object: NonNull<u8>, caller: Caller) -> Result<(), Fault> {
         let core = self.core_of(object)?;
         // SAFETY: passed on to the caller.
-        unsafe { core.free(self.caches, object.as_ptr(), USED) }.map_err(|fault| self.name_owner(object, fault))
+        let freed = unsafe { core.free(self.caches, object.as_ptr(), USED) };
+        // SAFETY: as above.
+        freed.or_else(|fault| unsafe { self.free_other(object, fault, caller) })
+    }
+
+    /// Frees what is no object of the core: with checks, or else wrongly.
+    ///
+    /// # Safety
+    ///
+    /// As [`free`](Self::free).
+    #[cold]
+    unsafe fn free_other(&self, object: NonNull<u8>, fault: Fault, caller: Caller) -> Result<(), Fault> {
+        match self.twin_of(object) {
+            // SAFETY: passed on to the caller.
+            Some(twin) => unsafe { twin.free_checked(self.caches, object.as_ptr(), None, caller) },
+            None => Err(self.name_owner(object, fault)),
+        }
+    }
+
+    /// The cache of the objects with checks, where this is in a slab of it.
+    pub(super) fn twin_of(&self, object: NonNull<u8>) -> Option<&Core<P>> {
+        let owner = self.caches.owner_of(object.as_ptr())?;
+        self.existing()?.twin().filter(|twin| twin.slabs.id == owner)
     }
 
     /// The core, which an object to be freed came from.
@@ -189,24 +257,25 @@ impl<'a, P: Platform> Cache<'a, P> {
         let core = self.existing();
         match self.caches.owner_of(object.as_ptr()) {
             Some(owner) if core.is_none_or(|core| core.slabs.id != owner) => Fault::WrongCache {
-                freed: core.map_or(CacheName(self.name, 0), Core::full_name),
+                freed: core.map_or(CacheName::first(self.name), Core::full_name),
                 owner: self.caches.name_of(owner),
             },
             _ => fault,
         }
     }
 
-    /// Frees many objects with few holds of a lock, past the magazines. One that is refused stops it with the report:
-    /// those before it are freed then.
+    /// Frees many objects with few holds of a lock, past the magazines. One that is refused is reported when those before it
+    /// are freed; where the report does not stop the kernel, so are those behind it.
     ///
     /// # Safety
     ///
     /// As [`free`](Self::free), for each.
-    pub unsafe fn free_bulk(&self, objects: &[NonNull<u8>]) {
+    #[track_caller]
+    pub unsafe fn free_bulk(&self, mut objects: &[NonNull<u8>]) {
         let mut batch = [core::ptr::null_mut(); BATCH];
-        for chunk in objects.chunks(BATCH) {
+        while !objects.is_empty() {
             let (mut taken, mut refused) = (0, None);
-            for &object in chunk {
+            for &object in &objects[..objects.len().min(BATCH)] {
                 if let Err(fault) = self.take_back(object) {
                     refused = Some((object, fault));
                     break;
@@ -218,8 +287,13 @@ impl<'a, P: Platform> Cache<'a, P> {
                 core.put_batch(self.caches, &batch[..taken]);
             }
             if let Some((object, fault)) = refused {
-                fault.report(object.as_ptr());
+                let caller = Some(Location::caller());
+                // SAFETY: passed on to the caller.
+                let freed = unsafe { self.free_other(object, fault, caller) };
+                freed.unwrap_or_else(|fault| self.report(fault, object, caller));
+                taken += 1;
             }
+            objects = &objects[taken..];
         }
     }
 
@@ -249,6 +323,9 @@ impl<'a, P: Platform> Cache<'a, P> {
     pub fn for_each_object(&self, mut visit: impl FnMut(NonNull<u8>)) {
         if let Some(core) = self.existing() {
             core.slabs.for_each_used(self.caches.frames(), |object| _ = NonNull::new(object).map(&mut visit));
+            if let Some(twin) = core.twin() {
+                twin.for_each_allocation(self.caches, |object, _, _| _ = NonNull::new(object).map(&mut visit));
+            }
         }
     }
 
@@ -260,11 +337,16 @@ impl<'a, P: Platform> Cache<'a, P> {
     /// With objects still allocated, and in an NMI, it refuses, and returns the cache with their number; nothing has
     /// changed.
     pub fn destroy(self) -> Result<(), InUse<'a, P>> {
-        let objects = self.existing().map_or(0, Core::in_use);
+        let objects = self.in_use();
         if objects > 0 || (in_nmi::<P>() && self.existing().is_some()) {
             return Err(InUse { cache: self, objects });
         }
         Ok(())
+    }
+
+    /// Objects that are allocated, with checks or without.
+    fn in_use(&self) -> usize {
+        self.existing().map_or(0, |core| core.in_use() + core.twin().map_or(0, Core::in_use))
     }
 
     /// Prepares a reserve of `objects` objects; see [`Reserve`](crate::Reserve).
@@ -283,14 +365,12 @@ impl<'a, P: Platform> Cache<'a, P> {
     /// Takes an object back from its user without giving it to anybody.
     pub(super) fn take_back(&self, object: NonNull<u8>) -> Result<(), Fault> {
         let core = self.core_of(object)?;
-        core.take_back(self.caches, object.as_ptr(), USED).map_err(|fault| self.name_owner(object, fault))
+        core.take_back(self.caches, object.as_ptr(), USED)
     }
 
     /// Hands out an object that was taken back.
-    pub(super) fn hand_out(&self, object: NonNull<u8>) {
-        if let Some(core) = self.existing() {
-            core.hand_out(self.caches, object.as_ptr(), USED);
-        }
+    pub(super) fn hand_out(&self, object: NonNull<u8>) -> Option<NonNull<u8>> {
+        self.existing()?.hand_out(self.caches, object.as_ptr(), USED)
     }
 
     pub(super) fn keep(&self, object: NonNull<u8>) {
@@ -320,6 +400,7 @@ impl<'a, P: Platform> Cache<'a, P> {
         let memory = memory.cast::<Core<P>>();
         let core = Core::new(self.name, 0, geometry, self.lifecycle, self.magazines);
         core.slabs.set_limit(self.limit);
+        core.set_checks(self.checks);
         // SAFETY: the memory is ours, large enough, and aligned as metadata is.
         unsafe { memory.write(core) };
         // SAFETY: just written; it stays there until `drop`.
@@ -337,9 +418,11 @@ impl<'a, P: Platform> Cache<'a, P> {
 impl<P: Platform> Drop for Cache<'_, P> {
     fn drop(&mut self) {
         let Some(core) = self.existing() else { return };
-        if core.in_use() > 0 || in_nmi::<P>() {
+        if self.in_use() > 0 || in_nmi::<P>() {
             return;
         }
+        // SAFETY: nobody has borrowed `self`, and its objects are all free.
+        unsafe { core.end_twin(self.caches) };
         self.caches.unregister(core);
         // SAFETY: nobody has borrowed `self`, so no CPU is in any of its methods; nor does anybody find it in the registry.
         unsafe { core.tear_down(self.caches) };

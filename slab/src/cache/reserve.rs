@@ -2,6 +2,7 @@
 
 use crate::sync::{AtomicPtr, Ordering::Relaxed};
 use core::fmt;
+use core::panic::Location;
 use core::ptr::NonNull;
 
 use super::AllocError;
@@ -34,9 +35,9 @@ impl<'c, P: Platform> Reserve<'c, P> {
         let places = unsafe { core::slice::from_raw_parts(places.as_ptr(), objects) };
         let reserve = Self { cache, places, free: IrqLock::ordered(Level::Reserve, 0) };
         for _ in 0..objects {
-            let object = cache.allocate()?;
+            let object = cache.allocate_unchecked()?;
             if let Err(fault) = reserve.refill(object) {
-                fault.report(object.as_ptr());
+                cache.report(fault, object, None);
             }
         }
         Ok(reserve)
@@ -59,8 +60,7 @@ impl<'c, P: Platform> Reserve<'c, P> {
             self.places[*free].load(Relaxed)
         };
         let object = NonNull::new(object).ok_or(error)?;
-        self.cache.hand_out(object);
-        Ok(object)
+        self.cache.hand_out(object).ok_or(error)
     }
 
     /// Frees an object of the cache: into the reserve if it is not full.
@@ -68,13 +68,29 @@ impl<'c, P: Platform> Reserve<'c, P> {
     /// # Safety
     ///
     /// As [`Cache::free`].
+    #[track_caller]
     pub unsafe fn free(&self, object: NonNull<u8>) {
+        let caller = Some(Location::caller());
         if self.is_full() {
             // SAFETY: passed on to the caller.
-            return unsafe { self.cache.free(object) };
+            return unsafe { self.cache.free_for(object, caller) };
+        }
+        if self.cache.twin_of(object).is_some() {
+            // SAFETY: passed on to the caller.
+            unsafe { self.cache.free_for(object, caller) };
+            return self.refill_from_cache();
         }
         if let Err(fault) = self.refill(object) {
-            fault.report(object.as_ptr());
+            self.cache.report(fault, object, caller);
+        }
+    }
+
+    /// What has checks is for the cache; the reserve gets another one for it, without.
+    fn refill_from_cache(&self) {
+        if let Ok(other) = self.cache.allocate_unchecked()
+            && let Err(fault) = self.refill(other)
+        {
+            self.cache.report(fault, other, None);
         }
     }
 

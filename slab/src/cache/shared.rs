@@ -7,7 +7,8 @@ use super::core::Core;
 use super::geometry::Geometry;
 use super::slabs::Slabs;
 use super::{AllocError, layout};
-use crate::fault::CacheName;
+use crate::check::{BadChecks, Quarantine, Rules, Waiting};
+use crate::fault::{CacheName, Caller, Damage, Fault, Report};
 use crate::frames::{Frame, Frames, Order, Owner};
 use crate::lock::{Interrupts, IrqGuard, IrqLock, Level};
 use crate::memory::FRAME_SIZE;
@@ -26,6 +27,9 @@ const SMALLEST_METADATA: usize = 64;
 pub(super) const fn metadata_block(bytes: usize) -> usize {
     if bytes < SMALLEST_METADATA { SMALLEST_METADATA } else { bytes.next_power_of_two() }
 }
+
+/// The order of slots where the embedder has no entropy to give: the same at every boot.
+const SEED: u32 = 0x2545_f491;
 
 /// How many caches there are for the size classes of a heap.
 pub(crate) const CLASSES: usize = 64;
@@ -58,6 +62,10 @@ pub struct Caches<P> {
     /// Those of the heap's size classes.
     general: [Core<P>; CLASSES],
     registry: IrqLock<P, Registry<P>>,
+    /// Freed objects with checks that wait.
+    pub(crate) quarantine: Quarantine<P>,
+    /// From where the order of slots comes, where it is to be random.
+    seed: AtomicU32,
     /// Goes up when memory is short; a CPU that sees it gives up what its magazines hold.
     reap_epoch: AtomicU32,
     pub(crate) reclaim: Reclaim<P>,
@@ -68,6 +76,8 @@ struct Registry<P> {
     first: AtomicPtr<Core<P>>,
     last: AtomicPtr<Core<P>>,
     next_id: u32,
+    /// What is checked in which cache.
+    rules: Rules<'static>,
 }
 
 type RegistryGuard<'a, P> = IrqGuard<'a, P, Registry<P>>;
@@ -94,6 +104,8 @@ impl<P> Caches<P> {
             metadata,
             general,
             registry: IrqLock::ordered(Level::Registry, Registry::new()),
+            quarantine: Quarantine::new(),
+            seed: AtomicU32::new(SEED),
             reap_epoch: AtomicU32::new(0),
             reclaim: Reclaim::new(),
         }
@@ -117,10 +129,15 @@ impl<P> Caches<P> {
                 (&raw mut (*this).general[class]).write(general_cache(class, name, *size));
             }
             (&raw mut (*this).registry).write(IrqLock::ordered(Level::Registry, Registry::new()));
+            (&raw mut (*this).quarantine).write(Quarantine::new());
+            (&raw mut (*this).seed).write(AtomicU32::new(SEED));
             (&raw mut (*this).reap_epoch).write(AtomicU32::new(0));
             (&raw mut (*this).reclaim).write(Reclaim::new());
-            let Self { name: _, frames: _, source: _, metadata: _, general: _, registry: _, reap_epoch: _, reclaim: _ } =
-                &*this;
+            #[rustfmt::skip]
+            let Self {
+                name: _, frames: _, source: _, metadata: _, general: _, registry: _, quarantine: _, seed: _, reap_epoch: _,
+                reclaim: _,
+            } = &*this;
         }
     }
 
@@ -138,7 +155,7 @@ impl<P> Caches<P> {
 impl<P> Registry<P> {
     const fn new() -> Self {
         let null = core::ptr::null_mut();
-        Self { first: AtomicPtr::new(null), last: AtomicPtr::new(null), next_id: FIRST_REGISTERED }
+        Self { first: AtomicPtr::new(null), last: AtomicPtr::new(null), next_id: FIRST_REGISTERED, rules: Rules::NONE }
     }
 }
 
@@ -164,6 +181,12 @@ impl<P: Platform> Caches<P> {
     #[inline]
     pub(crate) fn class(&self, class: usize) -> &Core<P> {
         &self.general[class]
+    }
+
+    /// The cache with this number, where it has the objects with checks of a size class.
+    #[cold]
+    pub(crate) fn class_twin(&self, id: u32) -> Option<&Core<P>> {
+        self.general.iter().find_map(|cache| cache.twin().filter(|twin| twin.slabs.id == id))
     }
 
     /// The cache of the size class with this number.
@@ -277,6 +300,7 @@ impl<P: Platform> Caches<P> {
             return 0;
         }
         self.reap_epoch.fetch_add(1, Relaxed);
+        self.end_quarantine(None);
         let mut frames = 0;
         self.for_each(|cache| frames += cache.reap(self));
         // The larger first: their slabs' headers are among the smaller.
@@ -356,7 +380,12 @@ impl<P: Platform> Caches<P> {
         // SAFETY: nobody else knows it yet, says the caller.
         let new = unsafe { &mut *cache.as_ptr() };
         new.slabs.id = registry.next_id;
-        new.namesake = registry.count_namesakes(new.name);
+        if new.room.is_none() {
+            new.namesake = registry.count_namesakes(new.name);
+            if let Some(checks) = registry.rules.checks_of(new.name) {
+                new.set_checks(checks);
+            }
+        }
         *new.previous.get_mut() = last;
         registry.next_id += 1;
         // SAFETY: what is in the registry is there.
@@ -446,6 +475,80 @@ impl<P: Platform> Caches<P> {
         }
     }
 
+    /// Reports a fault. It returns where the embedder wants to go on.
+    #[cold]
+    pub(crate) fn report(&self, fault: Fault, pointer: *const u8, caller: Caller) {
+        self.report_with(pointer, None, fault, caller);
+    }
+
+    /// The same with what was overwritten.
+    #[cold]
+    pub(super) fn report_with(&self, pointer: *const u8, damage: Option<Damage>, fault: Fault, caller: Caller) {
+        let now = self.frames.faults.event::<P>(caller);
+        let mut report = Report { damage, ..Report::new(fault, pointer, now) };
+        let owner = self.owner_of(pointer);
+        self.for_each_to_report(|cache| {
+            if Some(cache.slabs.id) != owner {
+                return;
+            }
+            report.cache = Some(cache.full_name());
+            if let Some((place, tag)) = cache.place_of(self, pointer) {
+                let tag = tag.unwrap_or_default();
+                (report.place, report.allocated, report.freed) = (Some(place), tag.allocated, tag.freed);
+            }
+        });
+        self.frames.faults.report::<P>(&report);
+    }
+
+    /// What is checked in which cache, from now on.
+    pub(crate) fn set_checks(&self, rules: &'static str) -> Result<(), BadChecks<'static>> {
+        let rules = Rules::new(rules)?;
+        self.registry.lock().rules = rules;
+        self.for_each(|cache| {
+            if let Some(checks) = rules.checks_of(cache.name).filter(|_| cache.room.is_none()) {
+                cache.set_checks(checks);
+            }
+        });
+        Ok(())
+    }
+
+    /// Where the order of slots comes from.
+    pub(crate) fn set_seed(&self, seed: u32) {
+        self.seed.store(seed, Relaxed);
+    }
+
+    /// A number that is not 0, another one each time.
+    pub(super) fn random_seed(&self) -> u32 {
+        self.seed.fetch_add(SEED, Relaxed).wrapping_mul(0x9e37_79b1).max(1)
+    }
+
+    /// Gives an object that has waited to its slab.
+    pub(super) fn end_wait(&self, waiting: Waiting) {
+        self.for_each(|cache| {
+            if cache.slabs.id == waiting.cache {
+                cache.end_wait(self, waiting.slot);
+            }
+        });
+    }
+
+    /// Lets no object wait any longer, of the cache with this number where there is one.
+    pub(super) fn end_quarantine(&self, cache: Option<u32>) {
+        while let Some(waiting) = self.quarantine.take(cache) {
+            self.end_wait(waiting);
+        }
+    }
+
+    /// Checks every object with checks, and says how many were reported.
+    pub(crate) fn check_objects(&self) -> usize {
+        let mut found = 0;
+        self.for_each(|cache| {
+            if cache.room.is_some() {
+                found += cache.check_objects(self);
+            }
+        });
+        found
+    }
+
     /// What the cache with this number is called in reports.
     #[cold]
     pub(crate) fn name_of(&self, id: u32) -> CacheName {
@@ -456,7 +559,7 @@ impl<P: Platform> Caches<P> {
             }
         });
         let unnamed = if id < FIRST_REGISTERED { "the allocator itself" } else { "another cache" };
-        name.unwrap_or(CacheName(unnamed, 0))
+        name.unwrap_or(CacheName::first(unnamed))
     }
 
     /// Checks the invariants of the page frames and of every cache.
@@ -492,7 +595,7 @@ impl<P> Registry<P> {
         let mut position = self.first.load(Relaxed);
         // SAFETY: what is in the registry is there, and the caller holds its lock.
         while let Some(cache) = unsafe { position.as_ref() } {
-            if cache.name == name {
+            if cache.name == name && cache.room.is_none() {
                 number = cache.namesake + 1;
             }
             position = cache.next.load(Relaxed);

@@ -9,6 +9,9 @@
 //! | [`FREE`] | free, in its slab, constructed |
 //! | [`CACHED`] | out of its slab, in a magazine or on its way |
 //! | [`DEFERRED`] | freed in an NMI, and not back in its slab yet |
+//! | [`QUARANTINED`] | freed with checks, and waits before it goes back |
+//! | [`KEPT`] | kept out of circulation: something wrote over it |
+//! | [`AUDITED`] | allocated, and being checked just now |
 //! | [`USED`] | allocated |
 //! | [`LENT`] + n | allocated for the n-th size class, a smaller one, which had no memory |
 //!
@@ -27,8 +30,11 @@ pub(crate) const RAW: u8 = 0;
 pub(crate) const FREE: u8 = 1;
 pub(crate) const CACHED: u8 = 2;
 pub(crate) const DEFERRED: u8 = 3;
-pub(crate) const USED: u8 = 4;
-pub(crate) const LENT: u8 = 5;
+pub(crate) const QUARANTINED: u8 = 4;
+pub(crate) const KEPT: u8 = 5;
+pub(crate) const AUDITED: u8 = 6;
+pub(crate) const USED: u8 = 7;
+pub(crate) const LENT: u8 = 8;
 
 /// Slots that a bit of the summary stands for.
 const GROUP: usize = 8;
@@ -116,14 +122,18 @@ impl<'a> Slab<'a> {
         }
     }
 
-    /// Takes a free slot: the object, and whether it is constructed.
-    pub(super) fn take(self) -> Option<(*mut u8, bool)> {
+    /// Takes a free slot: the object, and whether it is constructed. Which one, `random` says; 0 for the first.
+    pub(super) fn take(self, random: u32) -> Option<(*mut u8, bool)> {
         let summary = self.header.summary.load(Relaxed);
         if summary == 0 {
             return None;
         }
-        let group = summary.trailing_zeros() as usize;
-        let slot = group * GROUP + self.group(group).iter().position(is_free)?;
+        let first = random % u64::BITS;
+        let group = ((summary.rotate_right(first).trailing_zeros() + first) % u64::BITS) as usize;
+        let states = self.group(group);
+        let start = (random >> 16) as usize;
+        let is_free = |index: &usize| is_free(&states[index % states.len()]);
+        let slot = group * GROUP + (start..start + states.len()).find(is_free)? % states.len();
         let constructed = self.take_slot(slot);
         Some((self.object(slot), constructed))
     }
@@ -133,6 +143,15 @@ impl<'a> Slab<'a> {
         let slot = self.states.iter().position(|state| state.load(Relaxed) == FREE)?;
         self.take_slot(slot);
         Some(self.object(slot))
+    }
+
+    /// Takes this slot, if it is free and constructed.
+    pub(super) fn take_this(self, slot: usize) -> bool {
+        let free = self.states[slot].load(Relaxed) == FREE;
+        if free {
+            self.take_slot(slot);
+        }
+        free
     }
 
     /// Takes this slot, which is free, and says whether it is constructed.

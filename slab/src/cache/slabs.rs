@@ -23,7 +23,7 @@ use core::fmt;
 
 use super::geometry::Geometry;
 use super::shared::Caches;
-use super::slab::{BY_FULLNESS, CACHED, FREE, OF_ALL, RAW, Slab, USED};
+use super::slab::{AUDITED, BY_FULLNESS, CACHED, FREE, OF_ALL, RAW, Slab};
 use super::{AllocError, InitFailed};
 use crate::fault::Fault;
 use crate::frames::{Deferred, Frame, Frames, Owner};
@@ -64,6 +64,8 @@ pub(crate) struct Slabs<P> {
     deferred: Deferred,
     /// Who goes over the list of all slabs now: no slab leaves it meanwhile. It goes up with the lock held.
     walks: AtomicU32,
+    /// The state of a random number generator; 0 where slots are used in their order. The lock guards it.
+    random: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -107,7 +109,15 @@ impl<P> Slabs<P> {
             idlest: 0,
         };
         let state = OwnLines(IrqLock::ordered(Level::Slabs, state));
-        Self { geometry, id, lifecycle, state, deferred: Deferred::new(), walks: AtomicU32::new(0) }
+        Self {
+            geometry,
+            id,
+            lifecycle,
+            state,
+            deferred: Deferred::new(),
+            walks: AtomicU32::new(0),
+            random: AtomicU32::new(0),
+        }
     }
 }
 
@@ -134,6 +144,24 @@ impl<P: Platform> Slabs<P> {
         }
         // The new slab, or a fuller one that another CPU has freed an object of, or at last a home of others.
         self.take_from_list(&mut state, frames, home, false)?.ok_or(AllocError::NoMemory)
+    }
+
+    /// Uses slots in an order that follows from `seed`; in their own order where it is 0.
+    pub(crate) fn set_random(&self, seed: u32) {
+        let _state = self.state.lock();
+        self.random.store(seed, Relaxed);
+    }
+
+    /// Xorshift (Marsaglia 2003), which stays at 0.
+    fn next_random(&self) -> u32 {
+        let mut random = self.random.load(Relaxed);
+        if random != 0 {
+            random ^= random << 13;
+            random ^= random >> 17;
+            random ^= random << 5;
+            self.random.store(random, Relaxed);
+        }
+        random
     }
 
     /// Fills the front of `objects` from the slabs that are there, with one hold of the lock, and says how many.
@@ -163,7 +191,7 @@ impl<P: Platform> Slabs<P> {
         let Some(first) = state.choose(home, leave_homes) else { return Ok(None) };
         // SAFETY: what is in a list is a slab of this cache.
         let slab = unsafe { self.slab(frames, first) };
-        let object = slab.take();
+        let object = slab.take(self.next_random());
         state.numbers.taken += usize::from(object.is_some());
         self.place_at(state, frames, first, slab, home);
         Ok(object)
@@ -189,7 +217,7 @@ impl<P: Platform> Slabs<P> {
         drop(state);
         self.release_all(shared, surplus);
         if let Some(object) = bad {
-            Fault::BadRound.report(object);
+            shared.report(Fault::BadRound, object, None);
         }
     }
 
@@ -199,6 +227,24 @@ impl<P: Platform> Slabs<P> {
         let slab = unsafe { self.slab(frames, first) };
         let slot = slab.slot_of(object)?;
         (slab.states()[slot].load(Relaxed) == CACHED).then_some((first, slab, slot))
+    }
+
+    /// Looks at a free object with nobody else having it: calls `look` with the lock held. `None` where it is not free.
+    pub(crate) fn with_free<T>(&self, frames: &Frames<P>, object: *mut u8, look: impl FnOnce() -> T) -> Option<T> {
+        let _state = self.state.lock();
+        (self.state(frames, object)?.load(Relaxed) == FREE).then(look)
+    }
+
+    /// Takes this object, if it is free. Its slot is [`CACHED`] then.
+    pub(crate) fn take_this(&self, frames: &Frames<P>, object: *mut u8) -> bool {
+        let mut state = self.state.lock();
+        let Some(first) = self.first_of(frames, object) else { return false };
+        // SAFETY: the record says that it is a slab of this cache.
+        let slab = unsafe { self.slab(frames, first) };
+        let taken = slab.slot_of(object).is_some_and(|slot| slab.take_this(slot));
+        state.numbers.taken += usize::from(taken);
+        self.place(&mut state, frames, first, slab);
+        taken
     }
 
     /// Releases empty slabs down to the working set, or all of them. Returns the page frames that went back.
@@ -237,6 +283,15 @@ impl<P: Platform> Slabs<P> {
     /// All 0 where they cannot be looked at; see [`IrqLock::lock_to_report`].
     pub(crate) fn numbers(&self) -> Numbers {
         self.state.lock_to_report().map_or_else(Numbers::default, |state| state.numbers)
+    }
+
+    /// The object that `pointer` is in or would be, and its slot, where that is in a slab of this cache.
+    pub(crate) fn around(&self, frames: &Frames<P>, pointer: *const u8) -> Option<(*mut u8, usize)> {
+        let first = self.first_of(frames, pointer)?;
+        // SAFETY: the record says that it is a slab of this cache.
+        let slab = unsafe { self.slab(frames, first) };
+        let slot = pointer.addr().checked_sub(slab.object(0).addr())? / self.geometry.stride;
+        (slot < self.geometry.slots).then(|| (slab.object(slot), slot))
     }
 
     /// The slab and slot of an object of this cache.
@@ -464,13 +519,21 @@ impl<P: Platform> Slabs<P> {
     /// Calls `visit` with each object that is allocated. No lock is held then; what is allocated or freed meanwhile may
     /// be left out or visited. Empty slabs stay meanwhile.
     pub(crate) fn for_each_used(&self, frames: &Frames<P>, mut visit: impl FnMut(*mut u8)) {
+        self.for_each_slot(frames, |object, state| {
+            if state.load(Relaxed) >= AUDITED {
+                visit(object);
+            }
+        });
+    }
+
+    /// The same with every slot and its state.
+    pub(crate) fn for_each_slot(&self, frames: &Frames<P>, mut visit: impl FnMut(*mut u8, &AtomicU8)) {
         let Some((walk, mut position)) = Walk::begin(self) else { return };
         while let Some(first) = position {
             // SAFETY: it is in the list of all slabs, and as long as there is a walk it stays there.
             let slab = unsafe { walk.0.slab(frames, first) };
             position = slab.next(OF_ALL);
-            let used = slab.states().iter().enumerate().filter(|(_, state)| state.load(Relaxed) >= USED);
-            used.for_each(|(slot, _)| visit(slab.object(slot)));
+            slab.states().iter().enumerate().for_each(|(slot, state)| visit(slab.object(slot), state));
         }
     }
 

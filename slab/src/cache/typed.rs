@@ -223,7 +223,7 @@ impl<T: Object, P: Platform> Drop for ObjectBox<'_, T, P> {
     fn drop(&mut self) {
         self.recycle();
         // SAFETY: it came from this cache, is still constructed, and nobody has it after this.
-        unsafe { self.cache.free(self.object.cast()) };
+        unsafe { self.cache.free_for(self.object.cast(), None) };
     }
 }
 

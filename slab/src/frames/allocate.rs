@@ -1,5 +1,7 @@
 //! Allocating and freeing page frames.
 
+use core::panic::Location;
+
 use super::zone::Request;
 use super::zones::AllZones;
 use super::{Frame, Frames, Order, Owner, unlink};
@@ -24,6 +26,7 @@ impl<P: Platform> Frames<P> {
     /// # Safety
     ///
     /// Nobody uses the block any more.
+    #[track_caller]
     pub unsafe fn free(&self, frame: Frame, order: Order) {
         // SAFETY: passed on to the caller.
         unsafe { self.free_run(frame, order.frames()) }
@@ -100,8 +103,10 @@ impl<P: Platform> Frames<P> {
     /// # Safety
     ///
     /// Nobody uses the frames any more.
+    #[track_caller]
     pub unsafe fn free_run(&self, frame: Frame, count: u32) {
-        self.try_free_run(frame, count).unwrap_or_else(|fault| fault.report(self.pointer(frame)));
+        let caller = Location::caller();
+        self.try_free_run(frame, count).unwrap_or_else(|fault| self.report(fault, frame, Some(caller)));
     }
 
     fn try_free_run(&self, frame: Frame, count: u32) -> Result<(), Fault> {
@@ -225,19 +230,21 @@ impl<P: Platform> Frames<P> {
     }
 
     /// Frees single frames. One that is not an allocated block of order 0 is refused with a report; those before it in
-    /// `frames` have then been freed, those behind it have not.
+    /// `frames` have then been freed, and those behind it are where the report does not stop the kernel.
     ///
     /// # Safety
     ///
     /// Nobody uses the frames any more.
-    pub unsafe fn free_bulk(&self, frames: &[Frame]) {
+    #[track_caller]
+    pub unsafe fn free_bulk(&self, mut frames: &[Frame]) {
         if in_nmi::<P>() {
             // SAFETY: passed on to the caller.
             return frames.iter().for_each(|frame| unsafe { self.free(*frame, Order::ZERO) });
         }
-        let freed = self.zones.release_bulk(&self.records, frames, |frame| self.claim(frame, 1));
-        if let Err(bad) = freed {
-            self.run_fault(bad, 1).report(self.pointer(bad));
+        let caller = Location::caller();
+        while let Err(bad) = self.zones.release_bulk(&self.records, frames, |frame| self.claim(frame, 1)) {
+            self.report(self.run_fault(frames[bad], 1), frames[bad], Some(caller));
+            frames = &frames[bad + 1..];
         }
     }
 

@@ -38,7 +38,7 @@ pub use types::{Frame, Order};
 pub(crate) use deferred::{Deferred, unlink};
 pub(crate) use record::Owner;
 
-use crate::fault::Fault;
+use crate::fault::{Caller, Fault, Faults, Report};
 use crate::inject::Injection;
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
@@ -56,6 +56,8 @@ pub struct Frames<P> {
     /// The virtual address of the physical address 0. Set before the first memory is managed.
     base: AtomicPtr<u8>,
     injection: Injection,
+    /// Those of the allocator above, too.
+    pub(crate) faults: Faults,
     records: Records,
     zones: Zones<P>,
     stocks: Stocks<P>,
@@ -81,6 +83,7 @@ impl<P> Frames<P> {
         Self {
             base: AtomicPtr::new(core::ptr::null_mut()),
             injection: Injection::new(),
+            faults: Faults::new(),
             records: Records::new(),
             zones: Zones::new(boundaries),
             stocks: Stocks::new(),
@@ -152,6 +155,13 @@ impl<P> Frames<P> {
 }
 
 impl<P: Platform> Frames<P> {
+    /// Reports a fault of page frames. It returns where the embedder wants to go on.
+    #[cold]
+    pub(crate) fn report(&self, fault: Fault, frame: Frame, caller: Caller) {
+        let now = self.faults.event::<P>(caller);
+        self.faults.report::<P>(&Report::new(fault, self.pointer(frame), now));
+    }
+
     /// Counts, as of one moment for the zones; those of the stocks can have changed meanwhile. Where a zone cannot be
     /// looked at, since this is an NMI or the kernel stops, the counts of all zones are 0.
     pub fn stats(&self) -> FrameStats {

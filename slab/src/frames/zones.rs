@@ -142,19 +142,19 @@ impl<P: Platform> Zones<P> {
         }
     }
 
-    /// Frees those of `frames`, which are single ones, that `claim` says yes to, up to the first that it does not; that
-    /// one is returned.
+    /// Frees those of `frames`, which are single ones, that `claim` says yes to, up to the first that it does not, whose
+    /// index is returned.
     pub(crate) fn release_bulk(
         &self,
         records: &Records,
         frames: &[Frame],
         claim: impl Fn(Frame) -> bool,
-    ) -> Result<(), Frame> {
-        for batch in frames.chunks(BATCH) {
+    ) -> Result<(), usize> {
+        for (number, batch) in frames.chunks(BATCH).enumerate() {
             let mut zones = self.lock();
-            for frame in batch {
+            for (index, frame) in batch.iter().enumerate() {
                 if !claim(*frame) {
-                    return Err(*frame);
+                    return Err(number * BATCH + index);
                 }
                 zones.guards[self.index_of(*frame)].release(records, *frame..frame.offset(1));
             }

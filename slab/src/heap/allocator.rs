@@ -61,7 +61,7 @@ unsafe impl<P: Platform> Allocator for &Heap<P> {
             return Allocator::allocate(self, new);
         }
         // SAFETY: passed on to the caller.
-        whole::<P>(unsafe { self.resize(block, old, new) }, new)
+        whole::<P>(unsafe { self.resize(block, old, new, None) }, new)
     }
 
     unsafe fn grow_zeroed(&self, block: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
@@ -79,7 +79,7 @@ unsafe impl<P: Platform> Allocator for &Heap<P> {
             return Ok(no_block(new));
         }
         // SAFETY: passed on to the caller.
-        whole::<P>(unsafe { self.resize(block, old, new) }, new)
+        whole::<P>(unsafe { self.resize(block, old, new, None) }, new)
     }
 }
 

@@ -13,10 +13,12 @@ mod tests;
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::fmt;
+use core::panic::Location;
 use core::ptr::{self, NonNull};
 
-use crate::cache::{Caches, LENT, USED};
-use crate::fault::{CacheName, Fault};
+use crate::cache::{Caches, Core, LENT, Request, USED};
+use crate::check::BadChecks;
+use crate::fault::{Backtrace, CacheName, Caller, Fault, Handler};
 use crate::frames::{Frame, Frames, Order, Owner};
 use crate::memory::FRAME_SIZE;
 use crate::platform::{Platform, in_nmi};
@@ -70,17 +72,23 @@ impl<P: Platform> Heap<P> {
     /// memory given back, as [`reclaim`](crate::reclaim) says, and where that is not enough a small request takes a
     /// free object of a larger class. A request for more than there is in all fails at once.
     #[inline]
+    #[track_caller]
     pub fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
-        let block = Block::of(layout)?;
+        self.allocate_for(Request { layout, caller: Some(Location::caller()) })
+    }
+
+    #[inline]
+    fn allocate_for(&self, request: Request) -> Option<NonNull<u8>> {
+        let block = Block::of(request.layout)?;
         let refusals = self.refusals(block);
         let allocated = match block {
-            Block::Class(class) => self.caches.class(class).allocate(&self.caches, true, USED).ok(),
+            Block::Class(class) => self.caches.class(class).allocate_for(&self.caches, true, request).ok(),
             Block::Frames { count, alignment } => self.allocate_run(count, alignment),
         };
         if allocated.is_some() || self.refusals(block) != refusals {
             return allocated;
         }
-        self.allocate_with_relief(layout, block)
+        self.allocate_with_relief(request, block)
     }
 
     /// How many requests for such a block were refused on purpose.
@@ -93,12 +101,12 @@ impl<P: Platform> Heap<P> {
     }
 
     #[cold]
-    fn allocate_with_relief(&self, layout: Layout, block: Block) -> Option<NonNull<u8>> {
+    fn allocate_with_relief(&self, request: Request, block: Block) -> Option<NonNull<u8>> {
         if block.size() > self.size() {
             return None;
         }
         let attempt = || match block {
-            Block::Class(class) => self.allocate_from_class_or_larger(class, layout.align()),
+            Block::Class(class) => self.allocate_from_class_or_larger(class, request),
             Block::Frames { count, alignment } => self.allocate_run(count, alignment),
         };
         let block_found = if in_nmi::<P>() { attempt() } else { self.caches.with_relief(block.size(), attempt) };
@@ -110,8 +118,9 @@ impl<P: Platform> Heap<P> {
 
     /// Where a class cannot have a slab, an object of a larger class that is free anyway is better than nothing. Its
     /// state says for which class it is lent.
-    fn allocate_from_class_or_larger(&self, class: usize, align: usize) -> Option<NonNull<u8>> {
-        let own = self.caches.class(class).allocate(&self.caches, true, USED);
+    fn allocate_from_class_or_larger(&self, class: usize, request: Request) -> Option<NonNull<u8>> {
+        let own = self.caches.class(class).allocate_for(&self.caches, true, request);
+        let align = request.layout.align();
         let mut larger = (class + 1..classes::COUNT).filter(|&larger| SIZES[larger].is_multiple_of(align));
         let lend = |larger| self.caches.class(larger).allocate(&self.caches, false, lent_for(class)).ok();
         own.ok().or_else(|| larger.find_map(lend))
@@ -123,10 +132,15 @@ impl<P: Platform> Heap<P> {
     }
 
     /// The same, all zero.
+    #[track_caller]
     pub fn allocate_zeroed(&self, layout: Layout) -> Option<NonNull<u8>> {
-        let block = self.allocate(layout)?;
+        self.allocate_zeroed_for(Request { layout, caller: Some(Location::caller()) })
+    }
+
+    fn allocate_zeroed_for(&self, request: Request) -> Option<NonNull<u8>> {
+        let block = self.allocate_for(request)?;
         // SAFETY: the block is at least that large, and just allocated.
-        unsafe { block.as_ptr().write_bytes(0, layout.size()) };
+        unsafe { block.as_ptr().write_bytes(0, request.layout.size()) };
         Some(block)
     }
 
@@ -155,8 +169,8 @@ impl<P: Platform> Heap<P> {
         }
     }
 
-    /// Bytes that a block for `layout` really has, all of which its owner may use; `None` where there can be no such
-    /// block.
+    /// Bytes that a block for `layout` really has, all of which its owner may use, unless it was allocated with checks:
+    /// then it has just what was asked for. `None` where there can be no such block.
     pub fn usable_size(layout: Layout) -> Option<usize> {
         Block::of(layout).map(Block::size)
     }
@@ -170,13 +184,16 @@ impl<P: Platform> Heap<P> {
     ///
     /// `block` came from this heap for `layout`, and nobody uses it any more.
     #[inline]
+    #[track_caller]
     pub unsafe fn free(&self, block: NonNull<u8>, layout: Layout) {
+        let caller = Location::caller();
         // SAFETY: passed on to the caller.
-        unsafe { self.try_free(block.as_ptr(), layout) }.unwrap_or_else(|fault| fault.report(block.as_ptr()));
+        unsafe { self.try_free(block.as_ptr(), layout, Some(caller)) }
+            .unwrap_or_else(|fault| self.caches.report(fault, block.as_ptr(), Some(caller)));
     }
 
     #[inline]
-    unsafe fn try_free(&self, block: *mut u8, layout: Layout) -> Result<(), Fault> {
+    unsafe fn try_free(&self, block: *mut u8, layout: Layout, caller: Caller) -> Result<(), Fault> {
         if let Some(Block::Class(class)) = Block::of(layout) {
             // SAFETY: nobody uses it any more, says the caller.
             match unsafe { self.caches.class(class).free(&self.caches, block, USED) } {
@@ -186,13 +203,15 @@ impl<P: Platform> Heap<P> {
             }
         }
         // SAFETY: as above.
-        unsafe { self.free_other(block, layout) }
+        unsafe { self.free_other(block, layout, caller) }
     }
 
     /// Frees what is no object of the class of `layout`.
     #[cold]
-    unsafe fn free_other(&self, block: *mut u8, layout: Layout) -> Result<(), Fault> {
+    unsafe fn free_other(&self, block: *mut u8, layout: Layout, caller: Caller) -> Result<(), Fault> {
         match self.find(block, layout)? {
+            // SAFETY: nobody uses it any more, says the caller.
+            Found::Checked { twin } => unsafe { twin.free_checked(&self.caches, block, Some(layout), caller) },
             // SAFETY: nobody uses it any more, says the caller.
             Found::Object { class, state } => unsafe { self.caches.class(class).free(&self.caches, block, state) },
             Found::Frames { frame, count } => self.frames().try_shrink_run(frame, count, 0),
@@ -208,10 +227,11 @@ impl<P: Platform> Heap<P> {
     /// # Safety
     ///
     /// `block` came from this heap for `layout`. It is no longer valid once this returns another.
+    #[track_caller]
     pub unsafe fn reallocate(&self, block: NonNull<u8>, layout: Layout, new_size: usize) -> Option<NonNull<u8>> {
         let new_layout = Layout::from_size_align(new_size, layout.align()).ok()?;
         // SAFETY: passed on to the caller.
-        unsafe { self.resize(block, layout, new_layout) }
+        unsafe { self.resize(block, layout, new_layout, Some(Location::caller())) }
     }
 
     /// The same for a new layout of any alignment.
@@ -219,17 +239,28 @@ impl<P: Platform> Heap<P> {
     /// # Safety
     ///
     /// As [`reallocate`](Self::reallocate) says.
-    unsafe fn resize(&self, block: NonNull<u8>, layout: Layout, new_layout: Layout) -> Option<NonNull<u8>> {
+    unsafe fn resize(
+        &self,
+        block: NonNull<u8>,
+        layout: Layout,
+        new_layout: Layout,
+        caller: Caller,
+    ) -> Option<NonNull<u8>> {
         let new = Block::of(new_layout)?;
-        let stays = self.resize_in_place(block.as_ptr(), layout, new, new_layout.align());
-        if stays.unwrap_or_else(|fault| fault.report(block.as_ptr())) {
-            return Some(block);
+        match self.resize_in_place(block.as_ptr(), layout, new, new_layout.align()) {
+            Ok(true) => return Some(block),
+            Ok(false) => {}
+            Err(fault) => {
+                self.caches.report(fault, block.as_ptr(), caller);
+                return None;
+            }
         }
-        let moved = self.allocate(new_layout)?;
+        let moved = self.allocate_for(Request { layout: new_layout, caller })?;
         // SAFETY: the blocks are distinct, and both have the smaller of the two sizes.
         unsafe { ptr::copy_nonoverlapping(block.as_ptr(), moved.as_ptr(), layout.size().min(new_layout.size())) };
         // SAFETY: the caller gives the block up for the new one.
-        unsafe { self.free(block, layout) };
+        let freed = unsafe { self.try_free(block.as_ptr(), layout, caller) };
+        freed.unwrap_or_else(|fault| self.caches.report(fault, block.as_ptr(), caller));
         Some(moved)
     }
 
@@ -254,11 +285,14 @@ impl<P: Platform> Heap<P> {
 
     /// What is at `block`, which was allocated for `layout`, by its frame's record; nothing is dereferenced before that
     /// says that it is an object.
-    fn find(&self, block: *mut u8, layout: Layout) -> Result<Found, Fault> {
+    fn find(&self, block: *mut u8, layout: Layout) -> Result<Found<'_, P>, Fault> {
         let wanted = Block::of(layout).ok_or(Fault::BadAddress)?;
         let frame = self.frames().frame_of(block).ok_or(Fault::BadAddress)?;
         match self.frames().owner(frame) {
-            Owner::Slab { cache: id, .. } => self.find_object(block, id, wanted),
+            Owner::Slab { cache: id, .. } => match self.caches.class_twin(id) {
+                Some(twin) => twin.allows_free(&self.caches, block, layout).map(|()| Found::Checked { twin }),
+                None => self.find_object(block, id, wanted),
+            },
             Owner::Pages(_) if self.frames().pointer(frame) != block => Err(Fault::BadBase),
             Owner::Pages(count) => {
                 let allocated = Block::Frames { count, alignment: Order::ZERO }.size();
@@ -273,10 +307,10 @@ impl<P: Platform> Heap<P> {
         }
     }
 
-    fn find_object(&self, block: *mut u8, id: u32, wanted: Block) -> Result<Found, Fault> {
+    fn find_object(&self, block: *mut u8, id: u32, wanted: Block) -> Result<Found<'_, P>, Fault> {
         let Some(cache) = self.caches.class_by_id(id) else {
             let owner = self.caches.name_of(id);
-            return Err(Fault::WrongCache { freed: CacheName("the heap", 0), owner });
+            return Err(Fault::WrongCache { freed: CacheName::first("the heap"), owner });
         };
         let state = cache.state_of(&self.caches, block)?;
         // The class that it was allocated for, if it is allocated.
@@ -324,6 +358,53 @@ impl<P: Platform> Heap<P> {
         self.caches.reclaim.set_hook(hook);
     }
 
+    /// Asks `handler` what is done about a fault; with none, the default, the kernel stops. See [`fault`](crate::fault).
+    pub fn set_fault_handler(&self, handler: Option<Handler>) {
+        self.frames().faults.set_handler(handler);
+    }
+
+    /// Takes return addresses for reports from `backtrace`; with none, the default, reports have none.
+    pub fn set_backtrace(&self, backtrace: Option<Backtrace>) {
+        self.frames().faults.set_backtrace(backtrace);
+    }
+
+    /// Faults so far, of this heap, its caches and its page frames.
+    pub fn faults(&self) -> u64 {
+        self.frames().faults.seen()
+    }
+
+    /// Checks objects of caches by `rules`, from now on: `dentry:redzone,poison;size-*:audit`. Each rule is a cache's name,
+    /// or how names start and a `*`, and behind a colon the words of [`check`](crate::check), or `none`. The first rule that
+    /// names a cache counts; caches that none names stay as they are. Caches that are made later follow the rules too.
+    ///
+    /// Objects that are allocated already are not checked.
+    ///
+    /// # Errors
+    ///
+    /// [`BadChecks`] names the word that is none; nothing has changed then.
+    pub fn set_checks(&self, rules: &'static str) -> Result<(), BadChecks<'static>> {
+        self.caches.set_checks(rules)
+    }
+
+    /// Bytes of freed objects that wait before they may be allocated again, in caches whose checks include
+    /// [`QUARANTINE`](crate::check::Checks::QUARANTINE); 256 KiB by default. Never more than 256 objects wait.
+    pub fn set_quarantine(&self, bytes: usize) {
+        self.caches.quarantine.set_limit(bytes);
+    }
+
+    /// Where the order of slots comes from, in caches whose checks include
+    /// [`RANDOM`](crate::check::Checks::RANDOM): a number that an attacker does not know. Without it the order is the same
+    /// at every boot.
+    pub fn set_seed(&self, seed: u32) {
+        self.caches.set_seed(seed);
+    }
+
+    /// Checks every object that was allocated with checks, be it allocated, free or waiting, and reports what is wrong with
+    /// any. Returns how many were reported.
+    pub fn check_objects(&self) -> usize {
+        self.caches.check_objects()
+    }
+
     /// A CPU leaves: gives back what its magazines hold. It may come back later.
     ///
     /// # Safety
@@ -345,8 +426,9 @@ impl<P: Platform> Heap<P> {
 }
 
 /// What a pointer turned out to be.
-enum Found {
+enum Found<'a, P> {
     Object { class: usize, state: u8 },
+    Checked { twin: &'a Core<P> },
     Frames { frame: Frame, count: u32 },
 }
 
@@ -366,21 +448,25 @@ impl<P> fmt::Debug for Heap<P> {
 // caller has broken the contract, and then a kernel stops there.
 unsafe impl<P: Platform> GlobalAlloc for Heap<P> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.allocate(layout).map_or(ptr::null_mut(), NonNull::as_ptr)
+        self.allocate_for(Request { layout, caller: None }).map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        self.allocate_zeroed(layout).map_or(ptr::null_mut(), NonNull::as_ptr)
+        self.allocate_zeroed_for(Request { layout, caller: None }).map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: passed on to the caller.
-        unsafe { self.try_free(block, layout) }.unwrap_or_else(|fault| fault.report(block));
+        unsafe { self.try_free(block, layout, None) }.unwrap_or_else(|fault| self.caches.report(fault, block, None));
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        let Some(block) = NonNull::new(block) else { Fault::BadAddress.report(block) };
+        let Some(block) = NonNull::new(block) else {
+            self.caches.report(Fault::BadAddress, block, None);
+            return block;
+        };
+        let Ok(new_layout) = Layout::from_size_align(new_size, layout.align()) else { return ptr::null_mut() };
         // SAFETY: passed on to the caller.
-        unsafe { self.reallocate(block, layout, new_size) }.map_or(ptr::null_mut(), NonNull::as_ptr)
+        unsafe { self.resize(block, layout, new_layout, None) }.map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 }

@@ -31,6 +31,8 @@ pub(crate) enum Level {
     Depot,
     /// A cache's slabs.
     Slabs,
+    /// The freed objects that wait.
+    Quarantine,
     /// The zones of page frames, from the lowest up.
     Zone0,
     /// The second.
@@ -182,13 +184,14 @@ mod imp {
 
     impl Level {
         #[cfg(all(not(test), target_os = "none"))]
-        pub(crate) const ALL: [Self; 9] = [
+        pub(crate) const ALL: [Self; 10] = [
             Self::Registry,
             Self::Reclaim,
             Self::Reserve,
             Self::Arena,
             Self::Depot,
             Self::Slabs,
+            Self::Quarantine,
             Self::Zone0,
             Self::Zone1,
             Self::Zone2,
@@ -202,6 +205,7 @@ mod imp {
                 Self::Arena => "arena",
                 Self::Depot => "depot",
                 Self::Slabs => "slab list",
+                Self::Quarantine => "quarantine",
                 Self::Zone0 => "zone 0",
                 Self::Zone1 => "zone 1",
                 Self::Zone2 => "zone 2",

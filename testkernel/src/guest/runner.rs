@@ -54,6 +54,14 @@ macro_rules! test {
 }
 pub(super) use test;
 
+/// The headline of a report of the allocator, by its lines. The last one, which says who called, is any.
+macro_rules! report {
+    ($first:literal $(, $line:literal)* $(,)?) => {
+        concat!("panic: kslab: ", $first $(, "\n  ", $line)*, "\n  now: ...")
+    };
+}
+pub(super) use report;
+
 /// `path` without the path of the module that all tests are in.
 pub(super) const fn short_name(path: &'static str) -> &'static str {
     const PREFIX: &str = "testkernel::guest::tests::";

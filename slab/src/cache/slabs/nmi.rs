@@ -16,13 +16,13 @@ use crate::sync::AtomicU8;
 use crate::sync::Ordering::Relaxed;
 
 impl<P: Platform> Slabs<P> {
-    /// An object that is constructed, if the cache constructs, without waiting for anything: for an NMI.
-    pub(crate) fn take_at_once(&self, shared: &Caches<P>) -> Result<*mut u8, AllocError> {
+    /// An object that is constructed, if the cache constructs, and whether it has been in use, without waiting for anything:
+    /// for an NMI.
+    pub(crate) fn take_at_once(&self, shared: &Caches<P>) -> Result<(*mut u8, bool), AllocError> {
         let mut state = self.state.try_lock().ok_or(AllocError::WouldGrow)?;
         let frames = shared.frames();
         if self.lifecycle.is_none() {
-            let taken = self.take_from_list(&mut state, frames, None, false)?;
-            return taken.map(|(object, _)| object).ok_or(AllocError::WouldGrow);
+            return self.take_from_list(&mut state, frames, None, false)?.ok_or(AllocError::WouldGrow);
         }
         if state.numbers.taken >= state.limit {
             return Err(AllocError::AtLimit);
@@ -36,18 +36,19 @@ impl<P: Platform> Slabs<P> {
         let (object, first, slab) = taken.ok_or(AllocError::WouldGrow)?;
         state.numbers.taken += 1;
         self.place(&mut state, frames, first, slab);
-        Ok(object)
+        Ok((object, true))
     }
 
     /// Takes an object back whose slot is [`CACHED`], without waiting for anything: for an NMI. Its slot stays out of the
     /// lists until somebody else comes to the slabs.
-    pub(crate) fn defer(&self, frames: &Frames<P>, object: *mut u8) {
+    pub(crate) fn defer(&self, shared: &Caches<P>, object: *mut u8) {
+        let frames = shared.frames();
         match self.locate_cached(frames, object) {
             Some((first, slab, slot)) => {
                 slab.states()[slot].store(DEFERRED, Relaxed);
                 self.list_deferred(frames, first);
             }
-            None => Fault::BadRound.report(object),
+            None => shared.report(Fault::BadRound, object, None),
         }
     }
 

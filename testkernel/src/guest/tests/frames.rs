@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use kslab::{Frame, Order};
 
 use super::support::{PAGE, frames, free, give_back, merged_stats, order, take_all, unchanged};
-use crate::guest::runner::test;
+use crate::guest::runner::{report, test};
 
 test!(a_block_is_split_and_merges_again);
 fn a_block_is_split_and_merges_again() {
@@ -159,7 +159,7 @@ fn random_requests_leave_everything_as_it_was() {
 
 test!(
     a_block_freed_twice_is_refused,
-    stops_with = "panic: kslab: bad free of 0x*: double free: it is free already, or was never allocated"
+    stops_with = report!("bad free of 0x*: double free: it is free already, or was never allocated", "kind: DUPFREE")
 );
 fn a_block_freed_twice_is_refused() {
     let block = frames().allocate(order(2)).expect("a block");
@@ -169,7 +169,7 @@ fn a_block_freed_twice_is_refused() {
 
 test!(
     a_block_freed_with_the_wrong_order_is_refused,
-    stops_with = "panic: kslab: bad free of 0x*: wrong size: freed as 8 page frames, allocated as 4"
+    stops_with = report!("bad free of 0x*: wrong size: freed as 8 page frames, allocated as 4", "kind: BADSIZE")
 );
 fn a_block_freed_with_the_wrong_order_is_refused() {
     let block = frames().allocate(order(2)).expect("a block");

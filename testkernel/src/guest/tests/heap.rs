@@ -8,7 +8,7 @@ use core::ptr::{self, NonNull};
 use kernel::heap::HEAP;
 
 use super::support::{Block, PAGE, cache, frames, give_back, layout, take_all, unchanged};
-use crate::guest::runner::test;
+use crate::guest::runner::{report, test};
 
 test!(every_size_from_1_to_8192_is_disjoint_and_intact);
 fn every_size_from_1_to_8192_is_disjoint_and_intact() {
@@ -253,7 +253,12 @@ fn object() -> *mut u8 {
 
 test!(
     a_double_free_is_refused,
-    stops_with = "panic: kslab: bad free of 0x*: double free: it is free already, or was never allocated"
+    stops_with = report!(
+        "bad free of 0x*: double free: it is free already, or was never allocated",
+        "kind: DUPFREE",
+        "cache: size-64",
+        "object: 0x*, slot 0, 64 bytes"
+    )
 );
 fn a_double_free_is_refused() {
     // Its neighbour keeps the slab.
@@ -262,14 +267,22 @@ fn a_double_free_is_refused() {
     free(object, 64);
 }
 
-test!(a_free_inside_an_object_is_refused, stops_with = "panic: kslab: bad free of 0x*: not the start of an allocation");
+test!(
+    a_free_inside_an_object_is_refused,
+    stops_with = report!(
+        "bad free of 0x*: not the start of an allocation",
+        "kind: BADBASE",
+        "cache: size-64",
+        "object: 0x*, slot 0, 64 bytes"
+    )
+);
 fn a_free_inside_an_object_is_refused() {
     free(object().wrapping_add(8), 64);
 }
 
 test!(
     a_free_of_what_is_not_the_heaps_is_refused,
-    stops_with = "panic: kslab: bad free of 0xdead000: not memory of this allocator"
+    stops_with = report!("bad free of 0xdead000: not memory of this allocator", "kind: BADADDR")
 );
 fn a_free_of_what_is_not_the_heaps_is_refused() {
     free(ptr::without_provenance_mut(0xdead000), 64);
@@ -277,7 +290,7 @@ fn a_free_of_what_is_not_the_heaps_is_refused() {
 
 test!(
     a_free_of_a_variable_on_the_stack_is_refused,
-    stops_with = "panic: kslab: bad free of 0x*: not memory of this allocator"
+    stops_with = report!("bad free of 0x*: not memory of this allocator", "kind: BADADDR")
 );
 fn a_free_of_a_variable_on_the_stack_is_refused() {
     let mut variable = 0_u64;
@@ -286,7 +299,12 @@ fn a_free_of_a_variable_on_the_stack_is_refused() {
 
 test!(
     a_free_with_another_size_is_refused,
-    stops_with = "panic: kslab: bad free of 0x*: wrong layout: freed as a block of 128 bytes, allocated as one of 64"
+    stops_with = report!(
+        "bad free of 0x*: wrong layout: freed as a block of 128 bytes, allocated as one of 64",
+        "kind: BADSIZE",
+        "cache: size-64",
+        "object: 0x*, slot 0, 64 bytes"
+    )
 );
 fn a_free_with_another_size_is_refused() {
     free(object(), 128);

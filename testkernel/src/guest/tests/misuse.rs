@@ -9,7 +9,7 @@ use kernel::{cpus, threads};
 use kslab::{ChildHeap, Order};
 
 use super::support::{Cache, PAGE, another, frames, free_object, layout, new_cache, objects};
-use crate::guest::runner::test;
+use crate::guest::runner::{report, test};
 
 /// A cache with live objects in it.
 fn sockets() -> (Cache, NonNull<u8>) {
@@ -25,7 +25,12 @@ fn free_to_heap(block: NonNull<u8>, size: usize) {
 
 test!(
     row_01_an_object_freed_twice_is_refused,
-    stops_with = "panic: kslab: bad free of 0x*: double free: it is free already, or was never allocated"
+    stops_with = report!(
+        "bad free of 0x*: double free: it is free already, or was never allocated",
+        "kind: DUPFREE",
+        "cache: sockets",
+        "object: 0x*, slot 5, 200 bytes"
+    )
 );
 fn row_01_an_object_freed_twice_is_refused() {
     let (cache, object) = sockets();
@@ -35,7 +40,12 @@ fn row_01_an_object_freed_twice_is_refused() {
 
 test!(
     row_02_an_object_freed_twice_with_others_between_is_refused,
-    stops_with = "panic: kslab: bad free of 0x*: double free: it is free already, or was never allocated"
+    stops_with = report!(
+        "bad free of 0x*: double free: it is free already, or was never allocated",
+        "kind: DUPFREE",
+        "cache: sockets",
+        "object: 0x*, slot 18, 200 bytes"
+    )
 );
 fn row_02_an_object_freed_twice_with_others_between_is_refused() {
     let cache = new_cache("sockets", 200, 8);
@@ -46,9 +56,16 @@ fn row_02_an_object_freed_twice_with_others_between_is_refused() {
     free_object(&cache, held[98]);
 }
 
-const DOUBLE: &str = "panic: kslab: bad free of 0x*: double free: it is free already, or was never allocated";
-
-test!(row_04_an_object_freed_again_on_another_cpu_is_refused, cpus = 2, stops_with = DOUBLE);
+test!(
+    row_04_an_object_freed_again_on_another_cpu_is_refused,
+    cpus = 2,
+    stops_with = report!(
+        "bad free of 0x*: double free: it is free already, or was never allocated",
+        "kind: DUPFREE",
+        "cache: size-208",
+        "object: 0x*, slot 0, 208 bytes"
+    )
+);
 fn row_04_an_object_freed_again_on_another_cpu_is_refused() {
     let block = HEAP.allocate(layout(200, 8)).expect("memory");
     free_to_heap(block, 200);
@@ -57,7 +74,16 @@ fn row_04_an_object_freed_again_on_another_cpu_is_refused() {
 }
 
 // The report is one and whole, or the host takes it for damaged; had both been served, there would be none.
-test!(row_05_of_two_cpus_that_free_one_object_at_once_one_is_refused, cpus = 2, stops_with = DOUBLE);
+test!(
+    row_05_of_two_cpus_that_free_one_object_at_once_one_is_refused,
+    cpus = 2,
+    stops_with = report!(
+        "bad free of 0x*: double free: it is free already, or was never allocated",
+        "kind: DUPFREE",
+        "cache: size-208",
+        "object: 0x*, slot 4, 208 bytes"
+    )
+);
 fn row_05_of_two_cpus_that_free_one_object_at_once_one_is_refused() {
     static READY: AtomicUsize = AtomicUsize::new(0);
     /// The blocks of both, the same number; only the last is the same block.
@@ -81,7 +107,12 @@ fn row_05_of_two_cpus_that_free_one_object_at_once_one_is_refused() {
 
 test!(
     row_07_a_free_inside_an_object_of_a_cache_is_refused,
-    stops_with = "panic: kslab: bad free of 0x*: not the start of an allocation"
+    stops_with = report!(
+        "bad free of 0x*: not the start of an allocation",
+        "kind: BADBASE",
+        "cache: sockets",
+        "object: 0x*, slot 5, 200 bytes"
+    )
 );
 fn row_07_a_free_inside_an_object_of_a_cache_is_refused() {
     let (cache, object) = sockets();
@@ -91,7 +122,12 @@ fn row_07_a_free_inside_an_object_of_a_cache_is_refused() {
 
 test!(
     row_08_a_misaligned_free_is_refused,
-    stops_with = "panic: kslab: bad free of 0x*: not the start of an allocation"
+    stops_with = report!(
+        "bad free of 0x*: not the start of an allocation",
+        "kind: BADBASE",
+        "cache: sockets",
+        "object: 0x*, slot 5, 200 bytes"
+    )
 );
 fn row_08_a_misaligned_free_is_refused() {
     let (cache, object) = sockets();
@@ -101,7 +137,12 @@ fn row_08_a_misaligned_free_is_refused() {
 
 test!(
     row_09_a_free_to_another_cache_names_both,
-    stops_with = "panic: kslab: bad free of 0x*: wrong cache: freed to pipes, allocated from sockets"
+    stops_with = report!(
+        "bad free of 0x*: wrong cache: freed to pipes, allocated from sockets",
+        "kind: BADCACHE",
+        "cache: sockets",
+        "object: 0x*, slot 5, 200 bytes"
+    )
 );
 fn row_09_a_free_to_another_cache_names_both() {
     let (_sockets, object) = sockets();
@@ -112,7 +153,12 @@ fn row_09_a_free_to_another_cache_names_both() {
 
 test!(
     row_09_an_object_of_a_cache_freed_to_the_heap_names_the_cache,
-    stops_with = "panic: kslab: bad free of 0x*: wrong cache: freed to the heap, allocated from sockets"
+    stops_with = report!(
+        "bad free of 0x*: wrong cache: freed to the heap, allocated from sockets",
+        "kind: BADCACHE",
+        "cache: sockets",
+        "object: 0x*, slot 5, 200 bytes"
+    )
 );
 fn row_09_an_object_of_a_cache_freed_to_the_heap_names_the_cache() {
     let (_sockets, object) = sockets();
@@ -121,7 +167,12 @@ fn row_09_an_object_of_a_cache_freed_to_the_heap_names_the_cache() {
 
 test!(
     row_09_a_block_of_the_heap_freed_to_a_cache_names_its_class,
-    stops_with = "panic: kslab: bad free of 0x*: wrong cache: freed to sockets, allocated from size-208"
+    stops_with = report!(
+        "bad free of 0x*: wrong cache: freed to sockets, allocated from size-208",
+        "kind: BADCACHE",
+        "cache: size-208",
+        "object: 0x*, slot 0, 208 bytes"
+    )
 );
 fn row_09_a_block_of_the_heap_freed_to_a_cache_names_its_class() {
     let (sockets, _object) = sockets();
@@ -130,7 +181,12 @@ fn row_09_a_block_of_the_heap_freed_to_a_cache_names_its_class() {
 
 test!(
     row_09_a_bulk_free_with_an_object_of_another_cache_names_both,
-    stops_with = "panic: kslab: bad free of 0x*: wrong cache: freed to pipes, allocated from sockets"
+    stops_with = report!(
+        "bad free of 0x*: wrong cache: freed to pipes, allocated from sockets",
+        "kind: BADCACHE",
+        "cache: sockets",
+        "object: 0x*, slot 5, 200 bytes"
+    )
 );
 fn row_09_a_bulk_free_with_an_object_of_another_cache_names_both() {
     let (_sockets, object) = sockets();
@@ -143,7 +199,12 @@ fn row_09_a_bulk_free_with_an_object_of_another_cache_names_both() {
 
 test!(
     row_10_a_slot_that_was_never_allocated_is_refused,
-    stops_with = "panic: kslab: bad free of 0x*: double free: it is free already, or was never allocated"
+    stops_with = report!(
+        "bad free of 0x*: double free: it is free already, or was never allocated",
+        "kind: DUPFREE",
+        "cache: sockets",
+        "object: 0x*, slot 19, 200 bytes"
+    )
 );
 fn row_10_a_slot_that_was_never_allocated_is_refused() {
     let cache = new_cache("sockets", 200, 8);
@@ -155,7 +216,7 @@ fn row_10_a_slot_that_was_never_allocated_is_refused() {
 
 test!(
     row_13_a_free_of_a_slabs_header_is_refused,
-    stops_with = "panic: kslab: bad free of 0x*: not the start of an allocation"
+    stops_with = report!("bad free of 0x*: not the start of an allocation", "kind: BADBASE", "cache: sockets")
 );
 fn row_13_a_free_of_a_slabs_header_is_refused() {
     let (cache, object) = sockets();
@@ -166,7 +227,7 @@ fn row_13_a_free_of_a_slabs_header_is_refused() {
 
 test!(
     row_14_an_object_of_a_slab_that_went_back_is_refused,
-    stops_with = "panic: kslab: bad free of 0x*: double free: it is free already, or was never allocated"
+    stops_with = report!("bad free of 0x*: double free: it is free already, or was never allocated", "kind: DUPFREE")
 );
 fn row_14_an_object_of_a_slab_that_went_back_is_refused() {
     let cache = new_cache("sockets", 200, 8);
@@ -178,7 +239,7 @@ fn row_14_an_object_of_a_slab_that_went_back_is_refused() {
 
 test!(
     page_frames_are_no_object_of_a_cache,
-    stops_with = "panic: kslab: bad free of 0x*: not the start of an allocation"
+    stops_with = report!("bad free of 0x*: not the start of an allocation", "kind: BADBASE")
 );
 fn page_frames_are_no_object_of_a_cache() {
     let (cache, _object) = sockets();
@@ -188,7 +249,12 @@ fn page_frames_are_no_object_of_a_cache() {
 
 test!(
     an_object_in_a_reserve_is_no_longer_its_users,
-    stops_with = "panic: kslab: bad free of 0x*: double free: it is free already, or was never allocated"
+    stops_with = report!(
+        "bad free of 0x*: double free: it is free already, or was never allocated",
+        "kind: DUPFREE",
+        "cache: reserved",
+        "object: 0x*, slot 2, 200 bytes"
+    )
 );
 fn an_object_in_a_reserve_is_no_longer_its_users() {
     let cache = new_cache("reserved", 200, 8);
@@ -206,7 +272,7 @@ fn an_object_in_a_reserve_is_no_longer_its_users() {
 
 test!(
     a_single_frame_freed_twice_is_refused_though_it_is_in_stock,
-    stops_with = "panic: kslab: bad free of 0x*: double free: it is free already, or was never allocated"
+    stops_with = report!("bad free of 0x*: double free: it is free already, or was never allocated", "kind: DUPFREE")
 );
 fn a_single_frame_freed_twice_is_refused_though_it_is_in_stock() {
     let frame = frames().allocate(Order::ZERO).expect("memory");
@@ -217,7 +283,10 @@ fn a_single_frame_freed_twice_is_refused_though_it_is_in_stock() {
 
 test!(
     a_block_of_a_heap_within_the_heap_is_not_the_heaps,
-    stops_with = "panic: kslab: bad free of 0x*: wrong layout: freed as a block of 104 bytes, allocated as one of 4096"
+    stops_with = report!(
+        "bad free of 0x*: wrong layout: freed as a block of 104 bytes, allocated as one of 4096",
+        "kind: BADSIZE"
+    )
 );
 fn a_block_of_a_heap_within_the_heap_is_not_the_heaps() {
     let child: ChildHeap<'_, _> = HEAP.create_heap("child", 1 << 20).expect("memory");

@@ -1,0 +1,423 @@
+//! Objects with checks: those of a cache's *twin*, whose slots have room for red zones and a tag. See [`check`](crate::check).
+//!
+//! The twin is a cache of slots, without magazines and constructors. It is made at the first allocation with checks, is in
+//! the registry like any other, and stays as long as its original.
+//!
+//! A slot goes from `RAW` or `FREE` to `CACHED`, with the lock of the slabs; then it is this module's alone, until it is
+//! `USED`. Back it is claimed as ever, and goes to its slab at once, or from `QUARANTINED` later. Whoever checks an object that
+//! is used, or waits, makes it `AUDITED` meanwhile, with interrupts off: a free waits for that.
+
+use core::alloc::Layout;
+use core::ptr::NonNull;
+
+use super::core::{Core, Request, count};
+use super::geometry::Geometry;
+use super::shared::Caches;
+use super::slab::{AUDITED, CACHED, FREE, KEPT, QUARANTINED, RAW, USED, claim};
+use super::slabs::Lifecycle;
+use super::{AllocError, layout};
+use crate::check::{Checks, Room, Slot, Tag, Wait, Waiting};
+use crate::fault::{Caller, Damage, Event, Fault, Place};
+use crate::frames::Frames;
+use crate::lock::Interrupts;
+use crate::platform::{Platform, in_nmi};
+use crate::sync::Ordering::{Acquire, Relaxed};
+use crate::sync::{AtomicU8, spin_loop};
+
+impl<P> Core<P> {
+    /// What is checked of objects that are allocated from now on.
+    #[inline]
+    pub(crate) fn checks(&self) -> Checks {
+        Checks::from_bits(self.checks.load(Relaxed))
+    }
+
+    pub(super) fn set_checks(&self, checks: Checks) {
+        self.checks.store(checks.bits(), Relaxed);
+    }
+
+    /// The cache of the objects with checks, once there is one.
+    #[inline]
+    pub(crate) fn twin(&self) -> Option<&Self> {
+        // SAFETY: null, or what `make_twin` has made, which stays as long as its original.
+        unsafe { self.twin.load(Acquire).as_ref() }
+    }
+}
+
+impl<P: Platform> Core<P> {
+    /// An object with this cache's checks.
+    #[cold]
+    pub(crate) fn allocate_with_checks(
+        &self,
+        shared: &Caches<P>,
+        grow: bool,
+        request: Request,
+    ) -> Result<NonNull<u8>, AllocError> {
+        if self.injection.refuse() {
+            return Err(AllocError::NoMemory);
+        }
+        let checks = self.checks();
+        let twin = match self.twin() {
+            Some(twin) => twin,
+            None => self.make_twin(shared)?,
+        };
+        let seed = if checks.contains(Checks::RANDOM) { shared.random_seed() } else { 0 };
+        if twin.checks() != checks {
+            twin.set_checks(checks);
+            twin.slabs.set_random(seed);
+        }
+        twin.allocate_room(shared, checks, grow, request)
+    }
+
+    #[cold]
+    fn make_twin(&self, shared: &Caches<P>) -> Result<&Self, AllocError> {
+        if in_nmi::<P>() {
+            return Err(AllocError::WouldGrow);
+        }
+        let geometry = &self.slabs.geometry;
+        let (room, slot) = Room::of(layout(geometry.stride, geometry.align)).ok_or(AllocError::BadLayout)?;
+        let geometry = Geometry::new(slot).ok_or(AllocError::BadLayout)?;
+        let memory = shared.allocate_metadata(size_of::<Self>()).ok_or(AllocError::NoMemory)?.cast::<Self>();
+        let mut twin = Self::new(self.name, 0, geometry, None, false);
+        twin.room = Some((room, self.slabs.lifecycle));
+        twin.namesake = self.namesake;
+        // SAFETY: the memory is ours, large enough, and aligned as metadata is.
+        unsafe { memory.write(twin) };
+        // SAFETY: just written; it stays there as long as its original, which tears it down.
+        let registered = unsafe { shared.register(memory, &self.twin) };
+        if registered != Ok(true) {
+            // SAFETY: allocated above with this size, and never shown to anybody.
+            unsafe { shared.free_metadata(memory.as_ptr().cast(), size_of::<Self>()) };
+        }
+        registered.and_then(|_| self.twin().ok_or(AllocError::TooManyCaches))
+    }
+
+    /// Ends the twin, if there is one.
+    ///
+    /// # Safety
+    ///
+    /// None of its objects is allocated, and nobody else uses it or its original.
+    pub(super) unsafe fn end_twin(&self, shared: &Caches<P>) {
+        let Some(twin) = self.twin() else { return };
+        shared.end_quarantine(Some(twin.slabs.id));
+        shared.unregister(twin);
+        // SAFETY: nobody uses it, says the caller, nor finds it in the registry.
+        unsafe { twin.tear_down(shared) };
+        // SAFETY: allocated in `make_twin` with this size, and now known to nobody.
+        unsafe { shared.free_metadata(self.twin.load(Relaxed).cast(), size_of::<Self>()) };
+    }
+
+    /// Of a twin: its slot at `slot`.
+    fn slot_at(&self, slot: *mut u8) -> Option<Slot> {
+        let (room, _) = self.room?;
+        // SAFETY: the callers have a slot of this cache, which has this room.
+        Some(unsafe { room.slot(slot) })
+    }
+
+    fn lifecycle(&self) -> Option<Lifecycle> {
+        self.room.and_then(|(_, lifecycle)| lifecycle)
+    }
+
+    /// Of a twin: a slot, made ready for an object.
+    fn allocate_room(
+        &self,
+        shared: &Caches<P>,
+        checks: Checks,
+        grow: bool,
+        Request { layout, caller }: Request,
+    ) -> Result<NonNull<u8>, AllocError> {
+        loop {
+            let (start, used_before) =
+                if in_nmi::<P>() { self.take_room_at_once(shared)? } else { self.slabs.take(shared, grow, false)? };
+            let Some(slot) = self.slot_at(start) else { return Err(AllocError::NoMemory) };
+            if !used_before {
+                slot.initialise();
+            } else if let Some(damage) = damage_of_free(&slot) {
+                self.keep_out(shared, start, slot.object(), damage, caller);
+                continue;
+            }
+            if checks.contains(Checks::RED_ZONE) {
+                slot.paint_red_zones(layout.size());
+            }
+            slot.fill_new(layout.size(), checks);
+            let allocated = self.event(shared, checks, caller);
+            let requested = (layout.size(), layout.align());
+            slot.write_tag(&Tag { requested, checks, is_free: false, allocated, freed: None });
+            self.construct_in(shared, &slot, start)?;
+            count(&self.allocations);
+            self.set_state(shared, start, USED);
+            return NonNull::new(slot.object()).ok_or(AllocError::NoMemory);
+        }
+    }
+
+    /// In an NMI nothing is constructed.
+    fn take_room_at_once(&self, shared: &Caches<P>) -> Result<(*mut u8, bool), AllocError> {
+        if self.lifecycle().is_some() {
+            return Err(AllocError::WouldGrow);
+        }
+        self.slabs.take_at_once(shared)
+    }
+
+    fn construct_in(&self, shared: &Caches<P>, slot: &Slot, start: *mut u8) -> Result<(), AllocError> {
+        let Some(lifecycle) = self.lifecycle() else { return Ok(()) };
+        /// The slot goes back unless the constructor has returned.
+        struct Undo<F: FnMut()>(F);
+        impl<F: FnMut()> Drop for Undo<F> {
+            fn drop(&mut self) {
+                self.0();
+            }
+        }
+        let undo = Undo(|| self.slabs.put(shared, &[start], false));
+        // SAFETY: the object is as large and aligned as its constructor was told, and nobody else's.
+        let constructed = unsafe { (lifecycle.init)(slot.object()) };
+        if constructed.is_ok() {
+            ::core::mem::forget(undo);
+        }
+        constructed.map_err(|_| AllocError::ConstructorFailed)
+    }
+
+    fn event(&self, shared: &Caches<P>, checks: Checks, caller: Caller) -> Option<Event> {
+        checks.contains(Checks::AUDIT).then(|| shared.frames().faults.numbered_event::<P>(caller))
+    }
+
+    fn set_state(&self, shared: &Caches<P>, start: *mut u8, to: u8) {
+        if let Some(state) = self.slabs.state(shared.frames(), start) {
+            state.store(to, Relaxed);
+        }
+    }
+
+    /// Of a twin: whether a free of an object for this layout is right, as far as can be said without a claim.
+    pub(crate) fn allows_free(&self, shared: &Caches<P>, object: *mut u8, layout: Layout) -> Result<(), Fault> {
+        let Some((room, _)) = self.room else { return Err(Fault::BadBase) };
+        let start = room.slot_of(object);
+        let state = self.slabs.state(shared.frames(), start).ok_or_else(|| self.fault_of(shared, object))?;
+        if !matches!(state.load(Relaxed), USED | AUDITED) {
+            return Err(Fault::DoubleFree);
+        }
+        let Some(tag) = self.slot_at(start).and_then(|slot| slot.tag()) else { return Ok(()) };
+        check_layout(&tag, layout)
+    }
+
+    /// Of a twin: frees an object that was allocated for `layout`, where the caller says for which. What is wrong with the
+    /// free is returned, and nothing has changed then; what is wrong with the object is reported.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses the object any more.
+    #[cold]
+    pub(crate) unsafe fn free_checked(
+        &self,
+        shared: &Caches<P>,
+        object: *mut u8,
+        layout: Option<Layout>,
+        caller: Caller,
+    ) -> Result<(), Fault> {
+        let Some((room, lifecycle)) = self.room else { return Err(Fault::BadBase) };
+        let start = room.slot_of(object);
+        let state = self.slabs.state(shared.frames(), start).ok_or_else(|| self.fault_of(shared, object))?;
+        match claim_when_checked::<P>(state) {
+            Ok(()) => {}
+            // An NMI handler frees what it has interrupted the check of. It cannot wait, and the object is lost.
+            Err(AUDITED) => return Ok(()),
+            Err(_) => return Err(Fault::DoubleFree),
+        }
+        // SAFETY: claimed from its user, and so ours.
+        let slot = unsafe { room.slot(start) };
+        let tag = match check_used(&slot, layout) {
+            Used::Right(tag) => tag,
+            Used::Otherwise(fault) => {
+                state.store(USED, Relaxed);
+                return Err(fault);
+            }
+            Used::Damaged(damage) => {
+                count(&self.frees);
+                self.keep_out(shared, start, object, damage, caller);
+                return Ok(());
+            }
+        };
+        if let Some(lifecycle) = lifecycle.filter(|_| !in_nmi::<P>()) {
+            // SAFETY: constructed when it was allocated, and given up by its user.
+            unsafe { (lifecycle.fini)(object) };
+        }
+        let checks = self.checks();
+        slot.fill_freed(checks);
+        if checks.contains(Checks::RED_ZONE) {
+            slot.paint_red_zones(room.size);
+        }
+        let freed = self.event(shared, checks, caller);
+        slot.write_tag(&Tag { checks, is_free: true, freed, ..tag });
+        count(&self.frees);
+        if in_nmi::<P>() {
+            self.slabs.defer(shared, start);
+        } else if checks.contains(Checks::QUARANTINE) {
+            self.let_wait(shared, start, state);
+        } else {
+            self.slabs.put(shared, &[start], true);
+        }
+        Ok(())
+    }
+
+    /// Why a pointer into this cache that is no object of it is no such.
+    fn fault_of(&self, shared: &Caches<P>, object: *mut u8) -> Fault {
+        self.slabs.find(shared.frames(), object).err().unwrap_or(Fault::BadBase)
+    }
+
+    fn let_wait(&self, shared: &Caches<P>, start: *mut u8, state: &AtomicU8) {
+        state.store(QUARANTINED, Relaxed);
+        let waiting = Waiting { slot: start, cache: self.slabs.id, bytes: self.object_size() };
+        match shared.quarantine.put(shared, waiting) {
+            Wait::Waits => {}
+            Wait::Instead(waiting) => shared.end_wait(waiting),
+            Wait::No => self.end_wait(shared, start),
+        }
+        while let Some(waiting) = shared.quarantine.take_surplus() {
+            shared.end_wait(waiting);
+        }
+    }
+
+    /// Of a twin: gives an object that has waited to its slab, if it is still as it was left.
+    pub(super) fn end_wait(&self, shared: &Caches<P>, start: *mut u8) {
+        let (Some(slot), Some(state)) = (self.slot_at(start), self.slabs.state(shared.frames(), start)) else { return };
+        // Somebody may look at it just now.
+        while claim(state, QUARANTINED, CACHED).is_err() {
+            if state.load(Relaxed) != AUDITED {
+                return;
+            }
+            spin_loop();
+        }
+        match damage_of_free(&slot) {
+            None => self.slabs.put(shared, &[start], true),
+            Some(damage) => self.keep_out(shared, start, slot.object(), damage, None),
+        }
+    }
+
+    /// Takes a slot that is ours out of circulation for good, and reports why.
+    fn keep_out(&self, shared: &Caches<P>, start: *mut u8, object: *mut u8, damage: Damaged, caller: Caller) {
+        self.set_state(shared, start, KEPT);
+        self.report_damage(shared, object, damage, caller);
+    }
+
+    fn report_damage(&self, shared: &Caches<P>, object: *mut u8, (fault, damage): Damaged, caller: Caller) {
+        let pointer = object.wrapping_offset(damage.map_or(0, |damage| damage.offset));
+        shared.report_with(pointer, damage, fault, caller);
+    }
+
+    /// Of a twin: checks every object, and says how many were reported.
+    pub(super) fn check_objects(&self, shared: &Caches<P>) -> usize {
+        let mut found = 0;
+        self.slabs.for_each_slot(shared.frames(), |start, state| {
+            let Some(slot) = self.slot_at(start) else { return };
+            if let Some(damage) = self.check_slot(shared.frames(), &slot, start, state) {
+                found += 1;
+                self.report_damage(shared, slot.object(), damage, None);
+            }
+        });
+        found
+    }
+
+    /// What is wrong with an object in whatever state.
+    fn check_slot(&self, frames: &Frames<P>, slot: &Slot, start: *mut u8, state: &AtomicU8) -> Option<Damaged> {
+        match state.load(Relaxed) {
+            FREE => {
+                let damage = self.slabs.with_free(frames, start, || damage_of_free(slot))??;
+                if self.slabs.take_this(frames, start) {
+                    state.store(KEPT, Relaxed);
+                }
+                Some(damage)
+            }
+            before @ (USED | QUARANTINED) => {
+                let _interrupts = Interrupts::<P>::disable();
+                claim(state, before, AUDITED).ok()?;
+                let damage = match before {
+                    USED => match check_used(slot, None) {
+                        Used::Damaged(damage) => Some(damage),
+                        _ => None,
+                    },
+                    _ => damage_of_free(slot),
+                };
+                state.store(before, Relaxed);
+                damage
+            }
+            _ => None,
+        }
+    }
+
+    /// The object of this cache that `pointer` is in, and what its tag says.
+    pub(super) fn place_of(&self, shared: &Caches<P>, pointer: *const u8) -> Option<(Place, Option<Tag>)> {
+        let (start, slot) = self.slabs.around(shared.frames(), pointer)?;
+        let place = Place { object: start, slot, size: self.object_size(), requested: None };
+        let Some((room, _)) = self.room else { return Some((place, None)) };
+        let state = self.slabs.state(shared.frames(), start)?.load(Relaxed);
+        let tag = if matches!(state, RAW | CACHED) { None } else { self.slot_at(start).and_then(|slot| slot.tag()) };
+        let object = start.wrapping_add(room.left);
+        Some((Place { object, size: room.size, requested: tag.map(|tag| tag.requested), ..place }, tag))
+    }
+
+    /// Calls `visit` with each object with checks that is allocated, and the event of its allocation, if it is known.
+    pub(super) fn for_each_allocation(&self, shared: &Caches<P>, mut visit: impl FnMut(*mut u8, usize, Option<Event>)) {
+        self.slabs.for_each_slot(shared.frames(), |start, state| {
+            if state.load(Relaxed) >= AUDITED
+                && let Some(slot) = self.slot_at(start)
+            {
+                let tag = slot.tag();
+                visit(slot.object(), tag.map_or(0, |tag| tag.requested.0), tag.and_then(|tag| tag.allocated));
+            }
+        });
+    }
+}
+
+type Damaged = (Fault, Option<Damage>);
+
+/// What an object that is used turned out to be.
+enum Used {
+    /// As its user may leave it.
+    Right(Tag),
+    /// Allocated otherwise than it is freed.
+    Otherwise(Fault),
+    Damaged(Damaged),
+}
+
+/// Claims an object from its user. One that is just being checked is waited for.
+fn claim_when_checked<P: Platform>(state: &AtomicU8) -> Result<(), u8> {
+    loop {
+        match claim(state, USED, CACHED) {
+            Err(AUDITED) if !in_nmi::<P>() => spin_loop(),
+            result => return result,
+        }
+    }
+}
+
+/// Looks at an object that is used, and was allocated for `layout`.
+fn check_used(slot: &Slot, layout: Option<Layout>) -> Used {
+    let Some(tag) = slot.tag().filter(|tag| !tag.is_free) else { return Used::Damaged((Fault::BadTag, None)) };
+    if let Some(Err(fault)) = layout.map(|layout| check_layout(&tag, layout)) {
+        return Used::Otherwise(fault);
+    }
+    let red = tag.checks.contains(Checks::RED_ZONE);
+    match if red { slot.damage_beside(tag.requested.0) } else { None } {
+        Some(damage) => Used::Damaged((Fault::RedZone, Some(damage))),
+        None => Used::Right(tag),
+    }
+}
+
+fn check_layout(tag: &Tag, layout: Layout) -> Result<(), Fault> {
+    let (size, align) = tag.requested;
+    if layout.size() != size {
+        return Err(Fault::BadSize { freed: layout.size(), allocated: size });
+    }
+    if layout.align() != align {
+        return Err(Fault::BadAlignment { freed: layout.align(), allocated: align });
+    }
+    Ok(())
+}
+
+/// What is wrong with a free object.
+fn damage_of_free(slot: &Slot) -> Option<Damaged> {
+    let Some(tag) = slot.tag() else { return Some((Fault::BadTag, None)) };
+    // One that is not was freed in an NMI.
+    let modified = || slot.damage_while_free(tag.checks).map(|damage| (Fault::Modified, Some(damage)));
+    let red = || {
+        let red = tag.checks.contains(Checks::RED_ZONE);
+        if red { slot.damage_beside_free().map(|damage| (Fault::RedZone, Some(damage))) } else { None }
+    };
+    if tag.is_free { modified().or_else(red) } else { None }
+}
