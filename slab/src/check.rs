@@ -19,7 +19,8 @@
 //! to its slab at once. The room around an object of n bytes, aligned to a, is [`ROOM`] bytes and n + a rounded up to a multiple of 8 and a.
 //!
 //! In a cache that constructs, an object with checks is constructed at each allocation and destroyed at each free, since
-//! nothing of it can stay while it is free. Freed in an NMI handler, it is not destroyed.
+//! nothing of it can stay while it is free. An object that would be too large for a slab with its room, above some 4 MiB
+//! less twice its alignment, has no checks. Freed in an NMI handler, it is not destroyed.
 //!
 //! Caches are chosen by rules, as `slub_debug` and `kmem_flags` do it elsewhere: see
 //! [`Heap::set_checks`](crate::Heap::set_checks).

@@ -56,14 +56,14 @@ impl<P: Platform> Core<P> {
             return Err(AllocError::NoMemory);
         }
         let checks = self.checks();
-        let twin = match self.twin() {
-            Some(twin) => twin,
-            None => self.make_twin(shared)?,
+        let twin = match self.twin().map_or_else(|| self.make_twin(shared), Ok) {
+            // With room for checks it is larger than an object may be.
+            Err(AllocError::BadLayout) => return self.allocate(shared, grow, USED),
+            twin => twin?,
         };
-        let seed = if checks.contains(Checks::RANDOM) { shared.random_seed() } else { 0 };
-        if twin.checks() != checks {
+        if twin.checks() != checks && !in_nmi::<P>() {
             twin.set_checks(checks);
-            twin.slabs.set_random(seed);
+            twin.slabs.set_random(if checks.contains(Checks::RANDOM) { shared.random_seed() } else { 0 });
         }
         twin.allocate_room(shared, checks, grow, request)
     }

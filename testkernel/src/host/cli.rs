@@ -43,6 +43,10 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     operations: Option<u64>,
 
+    /// What is checked of objects, as `dentry:redzone,poison;*:audit`; `*:all` for everything
+    #[arg(long, value_name = "RULES", value_parser = no_space)]
+    check: Option<String>,
+
     /// End a boot that makes no progress for so long [default: 60; 300 to count instructions through firmware]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     timeout: Option<u64>,
@@ -89,9 +93,10 @@ impl Args {
 
     /// What the kernel's command line says besides the tests.
     pub fn words(&self) -> String {
-        let words = [("seed", self.seed), ("operations", self.operations)];
-        let words = words.into_iter().filter_map(|(word, value)| Some(format!("{word}={}", value?)));
-        words.collect::<Vec<_>>().join(" ")
+        let numbers = [("seed", self.seed), ("operations", self.operations)];
+        let numbers = numbers.into_iter().filter_map(|(word, value)| Some(format!("{word}={}", value?)));
+        let check = self.check.iter().map(|rules| format!("kslab.check={rules}"));
+        numbers.chain(check).collect::<Vec<_>>().join(" ")
     }
 
     /// How long a boot may make no progress; `None` under a debugger.
@@ -100,6 +105,11 @@ impl Args {
         let seconds = self.timeout.unwrap_or(if slow { 300 } else { 60 });
         (!self.gdb).then_some(Duration::from_secs(seconds))
     }
+}
+
+/// A word of the kernel's command line.
+fn no_space(word: &str) -> Result<String, String> {
+    if word.contains(char::is_whitespace) { Err("it has a space in it".into()) } else { Ok(word.into()) }
 }
 
 /// How the kernel starts.
@@ -253,5 +263,6 @@ mod tests {
     fn numbers_for_storms_reach_the_command_line() {
         assert_eq!(args("").unwrap().words(), "");
         assert_eq!(args("--operations 10 --seed 7").unwrap().words(), "seed=7 operations=10");
+        assert_eq!(args("--check *:audit").unwrap().words(), "kslab.check=*:audit");
     }
 }

@@ -4,6 +4,7 @@ mod arenas;
 mod boot;
 mod broken;
 mod caches;
+mod checks;
 mod collections;
 mod cpus;
 mod frames;

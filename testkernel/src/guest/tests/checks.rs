@@ -1,0 +1,313 @@
+//! Objects with checks: what is written beside them or after their free stops the kernel with a report that names them.
+
+use core::ptr::NonNull;
+
+use kernel::heap::HEAP;
+use kslab::check::Checks;
+use kslab::fault::{OnFault, Report};
+use kslab::{Cache, Order};
+
+use super::support::{another, frames, free_object, layout, on_each};
+use crate::guest::runner::{report, test};
+
+type Sockets = Cache<'static, kernel::cpus::Cpus>;
+
+/// Objects of 61 bytes: three bytes of slack, before the red zone proper.
+const SIZE: usize = 61;
+
+fn sockets(checks: Checks) -> Sockets {
+    Cache::new(HEAP.caches(), "sockets", layout(SIZE, 8)).with_checks(checks)
+}
+
+fn everything() -> Sockets {
+    sockets(Checks::RED_ZONE | Checks::POISON | Checks::AUDIT)
+}
+
+fn write(object: NonNull<u8>, offset: isize) {
+    // SAFETY: it breaks the contract, but stays within the slab, and the allocator must notice.
+    unsafe { object.offset(offset).write(0) };
+}
+
+/// The object and its free after a write at `offset`.
+fn write_and_free(offset: isize) {
+    let cache = everything();
+    let object = cache.allocate().expect("memory");
+    write(object, offset);
+    free_object(&cache, object);
+}
+
+/// A write at `offset` after the free, and the next allocation.
+fn free_and_write(offset: isize) {
+    let cache = everything();
+    let object = cache.allocate().expect("memory");
+    free_object(&cache, object);
+    write(object, offset);
+    let _next = cache.allocate();
+}
+
+test!(
+    row_17_an_overflow_by_one_byte_is_found_at_the_free,
+    stops_with = report!(
+        "damage at 0x*: written to outside the object",
+        "kind: REDZONE",
+        "cache: sockets",
+        "object: 0x*, slot 0, 64 bytes, 61 requested, aligned to 8",
+        "damage: at offset 61: expected 0xfa, found 0x00",
+        "dump: ...",
+        "allocated: event 1, CPU 0, ...",
+    )
+);
+fn row_17_an_overflow_by_one_byte_is_found_at_the_free() {
+    write_and_free(61);
+}
+
+test!(
+    row_18_an_overflow_over_the_neighbour_is_found_at_the_free,
+    stops_with = report!(
+        "damage at 0x*: written to outside the object",
+        "kind: REDZONE",
+        "cache: sockets",
+        "object: 0x*, slot 1, 64 bytes, 61 requested, aligned to 8",
+        "damage: at offset -16: expected 0xce, found 0x00",
+        "dump: ...",
+        "allocated: event 2, CPU 0, ...",
+    )
+);
+fn row_18_an_overflow_over_the_neighbour_is_found_at_the_free() {
+    let cache = everything();
+    let [first, second] = [(); 2].map(|()| cache.allocate().expect("memory"));
+    let distance = second.as_ptr().addr() - first.as_ptr().addr();
+    (0..8).for_each(|byte| write(first, distance as isize - 16 + byte));
+    free_object(&cache, second);
+}
+
+test!(
+    row_19_an_underflow_by_one_byte_is_found_at_the_free,
+    stops_with = report!(
+        "damage at 0x*: written to outside the object",
+        "kind: REDZONE",
+        "cache: sockets",
+        "object: 0x*, slot 0, 64 bytes, 61 requested, aligned to 8",
+        "damage: at offset -1: expected 0xfe, found 0x00",
+        "dump: ...",
+        "allocated: event 1, CPU 0, ...",
+    )
+);
+fn row_19_an_underflow_by_one_byte_is_found_at_the_free() {
+    write_and_free(-1);
+}
+
+test!(
+    row_20_a_write_into_the_slack_of_a_size_class_is_found_at_the_free,
+    stops_with = report!(
+        "damage at 0x*: written to outside the object",
+        "kind: REDZONE",
+        "cache: size-112",
+        "object: 0x*, slot 0, 112 bytes, 105 requested, aligned to 1",
+        "damage: at offset 110: expected 0xed, found 0x00",
+        "dump: ...",
+        "allocated: ...",
+    )
+);
+fn row_20_a_write_into_the_slack_of_a_size_class_is_found_at_the_free() {
+    HEAP.set_checks("size-112:redzone,audit").expect("rules");
+    let block = HEAP.allocate(layout(105, 1)).expect("memory");
+    write(block, 110);
+    // SAFETY: allocated above.
+    unsafe { HEAP.free(block, layout(105, 1)) };
+}
+
+test!(
+    row_22_a_write_to_the_first_word_after_the_free_is_found_at_the_next_allocation,
+    stops_with = report!(
+        "damage at 0x*: written to after it was freed",
+        "kind: MODIFIED",
+        "cache: sockets",
+        "object: 0x*, slot 0, 64 bytes, 61 requested, aligned to 8",
+        "damage: at offset 0: expected 0xef, found 0x00",
+        "dump: ...",
+        "allocated: event 1, CPU 0, ...",
+        "freed: event 2, CPU 0, ...",
+    )
+);
+fn row_22_a_write_to_the_first_word_after_the_free_is_found_at_the_next_allocation() {
+    free_and_write(0);
+}
+
+test!(
+    row_23_a_write_to_a_middle_byte_after_the_free_is_found_at_the_next_allocation,
+    stops_with = report!(
+        "damage at 0x*: written to after it was freed",
+        "kind: MODIFIED",
+        "cache: sockets",
+        "object: 0x*, slot 0, 64 bytes, 61 requested, aligned to 8",
+        "damage: at offset 33: expected 0xbe, found 0x00",
+        "dump: ...",
+        "allocated: event 1, CPU 0, ...",
+        "freed: event 2, CPU 0, ...",
+    )
+);
+fn row_23_a_write_to_a_middle_byte_after_the_free_is_found_at_the_next_allocation() {
+    free_and_write(33);
+}
+
+test!(
+    row_24_a_write_where_others_keep_a_link_is_found_before_anything_follows_it,
+    stops_with = report!(
+        "damage at 0x*: written to after it was freed",
+        "kind: MODIFIED",
+        "cache: sockets",
+        "object: 0x*, slot 0, 64 bytes, 61 requested, aligned to 8",
+        "damage: at offset 0: expected 0xef, found 0x00",
+        "dump: ...",
+        "allocated: event 1, CPU 0, ...",
+        "freed: event 2, CPU 0, ...",
+    )
+);
+fn row_24_a_write_where_others_keep_a_link_is_found_before_anything_follows_it() {
+    let cache = everything();
+    let object = cache.allocate().expect("memory");
+    free_object(&cache, object);
+    (0..8).for_each(|byte| write(object, byte));
+    HEAP.check_objects();
+}
+
+test!(row_25_what_is_read_after_the_free_is_the_pattern);
+fn row_25_what_is_read_after_the_free_is_the_pattern() {
+    let cache = sockets(Checks::POISON);
+    let object = cache.allocate().expect("memory");
+    // SAFETY: with poison it is initialised, and its slab stays.
+    let first = || unsafe { object.cast::<u64>().read_volatile() };
+    assert_eq!(first(), 0xbadd_cafe_badd_cafe);
+    free_object(&cache, object);
+    assert_eq!(first(), 0xdead_beef_dead_beef);
+    cache.destroy().expect("no object is allocated");
+}
+
+test!(
+    row_31_an_object_whose_tag_is_overwritten_too_is_named,
+    stops_with = report!(
+        "damage at 0x*: what is known of its allocation was overwritten",
+        "kind: BADBUFTAG",
+        "cache: sockets",
+        "object: 0x*, slot 0, 64 bytes",
+    )
+);
+fn row_31_an_object_whose_tag_is_overwritten_too_is_named() {
+    let cache = everything();
+    let object = cache.allocate().expect("memory");
+    (61..160).for_each(|offset| write(object, offset));
+    free_object(&cache, object);
+}
+
+test!(
+    row_06_a_second_free_while_the_object_waits_is_refused,
+    stops_with = report!(
+        "bad free of 0x*: double free: it is free already, or was never allocated",
+        "kind: DUPFREE",
+        "cache: sockets",
+        "object: 0x*, slot 0, 64 bytes, 61 requested, aligned to 8",
+        "allocated: event 1, CPU 0, ...",
+        "freed: event 2, CPU 0, ...",
+    )
+);
+fn row_06_a_second_free_while_the_object_waits_is_refused() {
+    let cache = sockets(Checks::ALL);
+    let object = cache.allocate().expect("memory");
+    free_object(&cache, object);
+    free_object(&cache, object);
+}
+
+test!(
+    row_04_the_report_of_a_second_free_says_on_which_cpus_it_was_freed,
+    cpus = 2,
+    stops_with = report!(
+        "bad free of 0x*: double free: it is free already, or was never allocated",
+        "kind: DUPFREE",
+        "cache: sockets",
+        "object: 0x*, slot 0, 64 bytes, 61 requested, aligned to 8",
+        "allocated: event 1, CPU 0, ...",
+        "freed: event 2, CPU 1, ...",
+    )
+);
+fn row_04_the_report_of_a_second_free_says_on_which_cpus_it_was_freed() {
+    static SOCKETS: Sockets = Cache::new(HEAP.caches(), "sockets", layout(SIZE, 8)).with_checks(Checks::ALL);
+    let object = SOCKETS.allocate().expect("memory");
+    let free = |address| free_object(&SOCKETS, NonNull::new(address as *mut u8).expect("an object"));
+    let other = another().expect("two CPUs");
+    kernel::cpus::call_on(other, free, object.as_ptr().expose_provenance()).expect("it is online");
+    free_object(&SOCKETS, object);
+}
+
+test!(
+    row_15_a_size_of_the_same_class_is_refused_where_it_is_known,
+    stops_with = report!(
+        "bad free of 0x*: wrong layout: freed as a block of 106 bytes, allocated as one of 105",
+        "kind: BADSIZE",
+        "cache: size-112",
+        "object: 0x*, slot 0, 112 bytes, 105 requested, aligned to 1",
+    )
+);
+fn row_15_a_size_of_the_same_class_is_refused_where_it_is_known() {
+    HEAP.set_checks("size-112:redzone").expect("rules");
+    let block = HEAP.allocate(layout(105, 1)).expect("memory");
+    // SAFETY: refused.
+    unsafe { HEAP.free(block, layout(106, 1)) };
+}
+
+test!(
+    row_16_an_alignment_of_the_same_class_is_refused_where_it_is_known,
+    stops_with = report!(
+        "bad free of 0x*: wrong layout: freed as aligned to 2 bytes, allocated as aligned to 1",
+        "kind: BADSIZE",
+        "cache: size-112",
+        "object: 0x*, slot 0, 112 bytes, 105 requested, aligned to 1",
+    )
+);
+fn row_16_an_alignment_of_the_same_class_is_refused_where_it_is_known() {
+    HEAP.set_checks("size-112:redzone").expect("rules");
+    let block = HEAP.allocate(layout(105, 1)).expect("memory");
+    // SAFETY: refused.
+    unsafe { HEAP.free(block, layout(105, 2)) };
+}
+
+/// Counts nothing itself: the heap does.
+fn go_on(_: &Report) -> OnFault {
+    OnFault::KeepOut
+}
+
+test!(a_kernel_may_keep_bad_objects_out_of_circulation_and_go_on);
+fn a_kernel_may_keep_bad_objects_out_of_circulation_and_go_on() {
+    let cache = everything();
+    let before = HEAP.faults();
+    HEAP.set_fault_handler(Some(go_on));
+    let [over, twice] = [(); 2].map(|()| cache.allocate().expect("memory"));
+    write(over, 64);
+    free_object(&cache, over);
+    free_object(&cache, twice);
+    free_object(&cache, twice);
+    let frame = frames().allocate(Order::ZERO).expect("a frame");
+    // SAFETY: allocated above; the second free is refused.
+    (0..2).for_each(|_| unsafe { frames().free(frame, Order::ZERO) });
+    HEAP.set_fault_handler(None);
+    assert_eq!(HEAP.faults() - before, 3);
+    let more: [_; 50] = [(); 50].map(|()| cache.allocate().expect("memory"));
+    assert!(!more.contains(&over) && more.contains(&twice));
+    more.into_iter().for_each(|object| free_object(&cache, object));
+    HEAP.verify().expect("all is in order");
+}
+
+test!(checks_hold_on_every_cpu);
+fn checks_hold_on_every_cpu() {
+    static SOCKETS: Sockets = Cache::new(HEAP.caches(), "checked", layout(SIZE, 8)).with_checks(Checks::ALL);
+    on_each(
+        |_| {
+            let objects: [_; 100] = [(); 100].map(|()| SOCKETS.allocate().expect("memory"));
+            // SAFETY: objects of so many bytes.
+            objects.iter().for_each(|object| unsafe { object.write_bytes(0x11, SIZE) });
+            objects.into_iter().for_each(|object| free_object(&SOCKETS, object));
+        },
+        0,
+    );
+    assert_eq!(HEAP.check_objects(), 0);
+}
