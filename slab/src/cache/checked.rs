@@ -77,7 +77,7 @@ impl<P: Platform> Core<P> {
         let (room, slot) = Room::of(layout(geometry.stride, geometry.align)).ok_or(AllocError::BadLayout)?;
         let geometry = Geometry::new(slot).ok_or(AllocError::BadLayout)?;
         let memory = shared.allocate_metadata(size_of::<Self>()).ok_or(AllocError::NoMemory)?.cast::<Self>();
-        let mut twin = Self::new(self.name, 0, geometry, None, false);
+        let mut twin = Self::new(self.name.get(), 0, geometry, None, false);
         twin.room = Some((room, self.slabs.lifecycle));
         twin.namesake = self.namesake;
         // SAFETY: the memory is ours, large enough, and aligned as metadata is.

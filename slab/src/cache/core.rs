@@ -3,7 +3,7 @@
 //! An object is constructed when it first leaves its slab, and stays constructed, in use or free, until its slab goes
 //! back to the page frames. Neither happens with a lock held.
 
-use crate::sync::{AtomicPtr, AtomicU16, AtomicU32, Counter, Ordering::Relaxed};
+use crate::sync::{AtomicPtr, AtomicU16, AtomicU32, AtomicUsize, Counter, Ordering::Relaxed};
 use core::alloc::Layout;
 use core::fmt;
 use core::ptr::NonNull;
@@ -23,7 +23,7 @@ use crate::verify::Broken;
 
 /// A cache of equal objects.
 pub(crate) struct Core<P> {
-    pub(crate) name: &'static str,
+    pub(super) name: Name,
     /// Caches of one name are numbered, from 0 on.
     pub(crate) namesake: u32,
     pub(crate) slabs: Slabs<P>,
@@ -45,6 +45,48 @@ pub(crate) struct Core<P> {
     pub(super) visitors: AtomicU32,
 }
 
+/// A name in memory that something may have written over, and that a report must be able to say: kept twice.
+#[derive(Debug)]
+pub(super) struct Name([NameParts; 2]);
+
+#[derive(Debug)]
+struct NameParts {
+    start: AtomicPtr<u8>,
+    length: AtomicUsize,
+}
+
+impl NameParts {
+    const fn new(name: &'static str) -> Self {
+        Self { start: AtomicPtr::new(name.as_ptr().cast_mut()), length: AtomicUsize::new(name.len()) }
+    }
+
+    fn get(&self) -> (*mut u8, usize) {
+        (self.start.load(Relaxed), self.length.load(Relaxed))
+    }
+}
+
+impl Name {
+    const fn new(name: &'static str) -> Self {
+        Self([NameParts::new(name), NameParts::new(name)])
+    }
+
+    /// The name, or what stands for it where it was overwritten.
+    pub(super) fn get(&self) -> &'static str {
+        let [(start, length), again] = self.0.each_ref().map(NameParts::get);
+        if (start, length) != again {
+            return "a cache whose name was overwritten";
+        }
+        // SAFETY: twice the same, so it is what `new` has written: the parts of a `&'static str`.
+        unsafe { core::str::from_utf8_unchecked(core::slice::from_raw_parts(start, length)) }
+    }
+
+    /// Lets a test write over it.
+    #[cfg(test)]
+    pub(crate) fn overwrite(&self) {
+        self.0[0].start.store(core::ptr::without_provenance_mut(0x4141_4141), Relaxed);
+    }
+}
+
 /// For what an object is allocated, and by whom, for those who check it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Request {
@@ -61,7 +103,7 @@ impl<P> Core<P> {
         magazines: bool,
     ) -> Self {
         Self {
-            name,
+            name: Name::new(name),
             namesake: 0,
             slabs: Slabs::new(id, geometry, lifecycle),
             magazines: Magazines::new(geometry.stride, magazines),
@@ -105,7 +147,7 @@ impl<P: Platform> Core<P> {
             count(&self.failures);
             return Err(AllocError::NoMemory);
         }
-        while let Some(round) = self.magazines.take() {
+        while let Some(round) = self.magazines.take(shared) {
             if let Some(object) = self.hand_out(shared, round, state) {
                 return Ok(object);
             }
@@ -120,6 +162,7 @@ impl<P: Platform> Core<P> {
             count(&self.allocations);
             return self.hand_out(shared, object, state).ok_or(AllocError::NoMemory);
         }
+        self.magazines.report_damage(shared);
         let (object, constructed) = self.slabs.take(shared, grow, self.magazines.are_worthwhile(shared))?;
         if !constructed {
             self.construct(shared, object)?;
@@ -357,7 +400,7 @@ impl<P: Platform> Core<P> {
 
     /// What tables call it.
     pub(crate) fn full_name(&self) -> CacheName {
-        CacheName { name: self.name, number: self.namesake }
+        CacheName { name: self.name.get(), number: self.namesake }
     }
 
     pub(crate) fn stats(&self) -> CacheStats {
@@ -366,7 +409,7 @@ impl<P: Platform> Core<P> {
         let in_use = difference(allocations, frees);
         let geometry = &self.slabs.geometry;
         CacheStats {
-            name: self.name,
+            name: self.name.get(),
             namesake: self.namesake,
             object_size: geometry.stride,
             slab_size: geometry.bytes(),
@@ -410,6 +453,6 @@ pub(super) fn count(counter: &Counter) {
 
 impl<P> fmt::Debug for Core<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cache").field("name", &self.name).field("slabs", &self.slabs).finish_non_exhaustive()
+        f.debug_struct("Cache").field("name", &self.name.get()).field("slabs", &self.slabs).finish_non_exhaustive()
     }
 }

@@ -6,7 +6,7 @@ use crate::sync::{AtomicPtr, AtomicU32, Ordering::Relaxed};
 use core::ptr::NonNull;
 
 use super::shared::Caches;
-use super::sizing::Kind;
+use super::sizing::{Kind, MOST_ROUNDS};
 use crate::platform::Platform;
 
 /// The front of a magazine's memory; the rounds follow.
@@ -16,14 +16,17 @@ struct Body {
     /// The magazine behind it in a list.
     next: AtomicPtr<Body>,
     rounds: AtomicU32,
-    kind: AtomicU32,
+    /// Rounds that it holds.
+    capacity: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Body>() == 2 * size_of::<usize>());
 
 /// A magazine that the holder of this owns.
 ///
-/// Invariant: it points to a block of `kind.bytes()` bytes of metadata, of which `rounds` rounds are written.
+/// Invariant: it points to a block of metadata that has room for `capacity` rounds, of which `rounds` are written. Something
+/// may write over it all the same: a pop never reads beyond what the largest magazine has, and those who exchange magazines
+/// ask [`is_sound`](Self::is_sound) first.
 #[derive(Debug)]
 pub(super) struct Magazine(NonNull<Body>);
 
@@ -34,7 +37,7 @@ impl Magazine {
         let empty = Body {
             next: AtomicPtr::new(core::ptr::null_mut()),
             rounds: AtomicU32::new(0),
-            kind: AtomicU32::new(kind.index().into()),
+            capacity: AtomicU32::new(kind.rounds() as u32),
         };
         // SAFETY: the block is ours, at least as large as a body, and aligned as metadata is.
         unsafe { body.write(empty) };
@@ -44,18 +47,19 @@ impl Magazine {
     /// Frees the memory of an empty magazine.
     pub(super) fn destroy<P: Platform>(self, shared: &Caches<P>) {
         debug_assert!(self.is_empty());
-        let bytes = self.kind().bytes();
-        // SAFETY: allocated in `create` with this size, and `self` is the only way to it.
-        unsafe { shared.free_metadata(self.0.as_ptr().cast(), bytes) };
+        if let Some(kind) = self.kind() {
+            // SAFETY: allocated in `create` with this size, and `self` is the only way to it.
+            unsafe { shared.free_metadata(self.0.as_ptr().cast(), kind.bytes()) };
+        }
     }
 
     #[inline]
     pub(super) fn push(&self, round: *mut u8) -> Result<(), *mut u8> {
         let rounds = self.len();
-        if rounds >= self.kind().rounds() {
+        if rounds >= self.capacity() {
             return Err(round);
         }
-        // SAFETY: `rounds` is less than a magazine of this kind has room for.
+        // SAFETY: `rounds` is less than the magazine has room for.
         unsafe { self.slot(rounds).write(round) };
         self.body().rounds.store(rounds as u32 + 1, Relaxed);
         Ok(())
@@ -63,7 +67,10 @@ impl Magazine {
 
     #[inline]
     pub(super) fn pop(&self) -> Option<*mut u8> {
-        let rounds = self.len().checked_sub(1)?;
+        let rounds = self.len().wrapping_sub(1);
+        if rounds >= MOST_ROUNDS {
+            return None;
+        }
         self.body().rounds.store(rounds as u32, Relaxed);
         // SAFETY: written by `push`.
         Some(unsafe { self.slot(rounds).read() })
@@ -86,16 +93,38 @@ impl Magazine {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.len() == self.kind().rounds()
+        self.len() == self.capacity()
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    /// Whether nothing has written over its front.
+    pub(super) fn is_sound<P: Platform>(&self, shared: &Caches<P>) -> bool {
+        let size = shared.metadata_size(self.0.as_ptr().cast());
+        size.is_some_and(|size| self.kind().map(Kind::bytes) == Some(size)) && self.len() <= self.capacity()
+    }
+
+    /// Where it is, for reports.
+    pub(super) fn address(&self) -> *mut u8 {
+        self.0.as_ptr().cast()
+    }
+
+    fn kind(&self) -> Option<Kind> {
+        Kind::holding(self.capacity())
+    }
+
     #[inline]
-    fn kind(&self) -> Kind {
-        Kind::from_index(self.body().kind.load(Relaxed) as u8)
+    fn capacity(&self) -> usize {
+        self.body().capacity.load(Relaxed) as usize
+    }
+
+    /// Lets a test write over it.
+    #[cfg(test)]
+    pub(super) fn overwrite(&self, rounds: u32, capacity: u32) {
+        self.body().rounds.store(rounds, Relaxed);
+        self.body().capacity.store(capacity, Relaxed);
     }
 
     #[inline]
@@ -159,11 +188,13 @@ impl List {
         self.length += 1;
     }
 
-    pub(super) fn pop(&mut self) -> Option<Magazine> {
+    /// The first magazine. One that is not sound is the last, since nobody knows what follows it.
+    pub(super) fn pop<P: Platform>(&mut self, shared: &Caches<P>) -> Option<Magazine> {
         let magazine = self.first.take()?;
-        let next = magazine.body().next.load(Relaxed);
-        self.first.put(NonNull::new(next).map(Magazine));
-        self.length -= 1;
+        let next = NonNull::new(magazine.body().next.load(Relaxed)).map(Magazine);
+        let next = next.filter(|next| magazine.is_sound(shared) && shared.metadata_size(next.address()).is_some());
+        self.length = if next.is_some() { self.length - 1 } else { 0 };
+        self.first.put(next);
         self.shortest = self.shortest.min(self.length);
         Some(magazine)
     }

@@ -30,6 +30,7 @@ use core::fmt;
 use super::magazine::{List, Magazine, Place};
 use super::shared::Caches;
 use super::sizing::{self, Kind};
+use crate::fault::Fault;
 use crate::lock::{Interrupts, IrqGuard, IrqLock, Level, OwnLines};
 use crate::platform::{Platform, in_nmi};
 use crate::sync::Ordering::Relaxed;
@@ -51,6 +52,8 @@ pub(crate) struct Magazines<P> {
     /// Meetings at the depot's lock before this interval.
     earlier_contention: Counter,
     reaped: Counter,
+    /// A magazine that was found overwritten, which nobody has reported yet.
+    damaged: AtomicPtr<u8>,
 }
 
 /// Where CPUs meet.
@@ -117,6 +120,7 @@ impl<P> Magazines<P> {
             object_size,
             earlier_contention: Counter::new(0),
             reaped: Counter::new(0),
+            damaged: AtomicPtr::new(core::ptr::null_mut()),
         }
     }
 }
@@ -124,7 +128,7 @@ impl<P> Magazines<P> {
 impl<P: Platform> Magazines<P> {
     /// A round, if this CPU or the depot has one.
     #[inline]
-    pub(crate) fn take(&self) -> Option<*mut u8> {
+    pub(crate) fn take(&self, shared: &Caches<P>) -> Option<*mut u8> {
         if P::CPUS == 0 {
             return None;
         }
@@ -132,20 +136,21 @@ impl<P: Platform> Magazines<P> {
         let cpu = self.this_cpu()?;
         let round = match cpu.loaded.with(Magazine::pop).flatten() {
             Some(round) => round,
-            None => self.exchange_for_full(cpu)?,
+            None => self.exchange_for_full(shared, cpu)?,
         };
         count(&cpu.allocations);
         Some(round)
     }
 
     #[cold]
-    fn exchange_for_full(&self, cpu: &Cpu) -> Option<*mut u8> {
+    fn exchange_for_full(&self, shared: &Caches<P>, cpu: &Cpu) -> Option<*mut u8> {
+        self.drop_unsound(shared, cpu);
         if let Some(round) = cpu.previous.with(Magazine::pop).flatten() {
             cpu.swap();
             return Some(round);
         }
         let mut depot = self.lock_depot();
-        let full = depot.full.pop()?;
+        let full = self.sound(shared, depot.full.pop(shared)?)?;
         if let Some(empty) = cpu.previous.take() {
             depot.empty.push(empty);
         }
@@ -181,6 +186,12 @@ impl<P: Platform> Magazines<P> {
         if in_nmi::<P>() {
             return Err(round);
         }
+        let result = self.put_by_exchange(shared, round, flush);
+        self.report_damage(shared);
+        result
+    }
+
+    fn put_by_exchange(&self, shared: &Caches<P>, round: *mut u8, flush: &dyn Fn(&[*mut u8])) -> Result<(), *mut u8> {
         self.set_up(shared);
         if self.is_behind(shared) {
             self.drain(shared, flush);
@@ -206,6 +217,7 @@ impl<P: Platform> Magazines<P> {
     }
 
     fn try_put(&self, shared: &Caches<P>, cpu: &Cpu, round: *mut u8) -> Put {
+        self.drop_unsound(shared, cpu);
         let push = || cpu.loaded.with(|loaded| loaded.push(round).is_ok()) == Some(true);
         // Interrupts were on since the loaded magazine was found full, or this may be another CPU: it can have room now, and
         // must not become the previous one then.
@@ -226,7 +238,9 @@ impl<P: Platform> Magazines<P> {
         {
             return Put::Surplus(previous);
         }
-        let Some(empty) = depot.empty.pop() else { return Put::NeedsEmpty };
+        let Some(empty) = depot.empty.pop(shared).and_then(|empty| self.sound(shared, empty)) else {
+            return Put::NeedsEmpty;
+        };
         if let Some(full) = cpu.previous.take() {
             depot.full.push(full);
         }
@@ -237,6 +251,34 @@ impl<P: Platform> Magazines<P> {
         cpu.loaded.put(Some(empty));
         count(&cpu.frees);
         Put::Done
+    }
+
+    /// The magazine, unless it was overwritten: then it is nobody's any more, and noted.
+    fn sound(&self, shared: &Caches<P>, magazine: Magazine) -> Option<Magazine> {
+        if magazine.is_sound(shared) {
+            return Some(magazine);
+        }
+        self.damaged.store(magazine.address(), Relaxed);
+        None
+    }
+
+    fn drop_unsound(&self, shared: &Caches<P>, cpu: &Cpu) {
+        for place in [&cpu.loaded, &cpu.previous] {
+            if place.with(|magazine| magazine.is_sound(shared)) == Some(false) {
+                _ = place.take().and_then(|magazine| self.sound(shared, magazine));
+            }
+        }
+    }
+
+    /// Reports a magazine that was found overwritten, now that no lock is held.
+    pub(crate) fn report_damage(&self, shared: &Caches<P>) {
+        if self.damaged.load(Relaxed).is_null() {
+            return;
+        }
+        let magazine = self.damaged.swap(core::ptr::null_mut(), Relaxed);
+        if !magazine.is_null() {
+            shared.report(Fault::BadControl, magazine, None);
+        }
     }
 
     fn new_magazine(&self, shared: &Caches<P>) -> Option<Magazine> {
@@ -313,6 +355,12 @@ impl<P: Platform> Magazines<P> {
             self.shared.contention.fetch_add(1, Relaxed);
             self.shared.depot.lock()
         })
+    }
+
+    /// Lets a test look at this CPU's loaded magazine.
+    #[cfg(test)]
+    pub(super) fn with_loaded(&self, look: impl Fn(&Magazine)) {
+        self.this_cpu().and_then(|cpu| cpu.loaded.with(look)).expect("a magazine");
     }
 
     /// Runs `work` with the depot's lock held; it can ask how often others have met it.

@@ -279,6 +279,13 @@ impl<P: Platform> Caches<P> {
         }
     }
 
+    /// How many bytes the block of metadata has that is or would be at `block`.
+    pub(super) fn metadata_size(&self, block: *const u8) -> Option<usize> {
+        let index = self.owner_of(block)?.checked_sub(FIRST_METADATA)? as usize;
+        let size = self.metadata.get(index)?.geometry.stride;
+        block.addr().is_multiple_of(size).then_some(size)
+    }
+
     fn metadata_cache(&self, bytes: usize) -> Option<&Slabs<P>> {
         self.metadata.iter().find(|slabs| bytes <= slabs.geometry.stride)
     }
@@ -381,8 +388,8 @@ impl<P: Platform> Caches<P> {
         let new = unsafe { &mut *cache.as_ptr() };
         new.slabs.id = registry.next_id;
         if new.room.is_none() {
-            new.namesake = registry.count_namesakes(new.name);
-            if let Some(checks) = registry.rules.checks_of(new.name) {
+            new.namesake = registry.count_namesakes(new.name.get());
+            if let Some(checks) = registry.rules.checks_of(new.name.get()) {
                 new.set_checks(checks);
             }
         }
@@ -467,7 +474,6 @@ impl<P: Platform> Caches<P> {
     }
 
     /// The number of the cache that the slab around `object` belongs to.
-    #[cold]
     pub(super) fn owner_of(&self, object: *const u8) -> Option<u32> {
         match self.frames.owner(self.frames.frame_of(object)?) {
             Owner::Slab { cache, .. } => Some(cache),
@@ -505,7 +511,7 @@ impl<P: Platform> Caches<P> {
         let rules = Rules::new(rules)?;
         self.registry.lock().rules = rules;
         self.for_each(|cache| {
-            if let Some(checks) = rules.checks_of(cache.name).filter(|_| cache.room.is_none()) {
+            if let Some(checks) = rules.checks_of(cache.name.get()).filter(|_| cache.room.is_none()) {
                 cache.set_checks(checks);
             }
         });
@@ -595,7 +601,7 @@ impl<P> Registry<P> {
         let mut position = self.first.load(Relaxed);
         // SAFETY: what is in the registry is there, and the caller holds its lock.
         while let Some(cache) = unsafe { position.as_ref() } {
-            if cache.name == name && cache.room.is_none() {
+            if cache.name.get() == name && cache.room.is_none() {
                 number = cache.namesake + 1;
             }
             position = cache.next.load(Relaxed);

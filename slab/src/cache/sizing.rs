@@ -19,6 +19,10 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Kind(u8);
 
+/// The largest kind, and the rounds that it holds.
+const MOST: u8 = 4;
+pub(crate) const MOST_ROUNDS: usize = Kind(MOST).rounds();
+
 /// The layer is off in heaps with less memory than this, and this for each CPU: what magazines hold back would be missed.
 const LEAST_MEMORY: usize = 1 << 20;
 const LEAST_MEMORY_A_CPU: usize = 64 << 10;
@@ -42,6 +46,11 @@ impl Kind {
         self.bytes() / size_of::<usize>() - 2
     }
 
+    /// The kind that holds so many rounds.
+    pub(crate) fn holding(rounds: usize) -> Option<Self> {
+        (0..=MOST).map(Self).find(|kind| kind.rounds() == rounds)
+    }
+
     pub(crate) const fn index(self) -> u8 {
         self.0
     }
@@ -60,7 +69,7 @@ pub(crate) fn least_memory(cpus: usize) -> usize {
 /// The kinds that a cache may use, from first to largest; `None` where its objects are too large for magazines.
 pub(crate) const fn kinds_for(object_size: usize) -> Option<(Kind, Kind)> {
     let (first, largest) = match object_size {
-        0..=128 => (1, 4),
+        0..=128 => (1, MOST),
         129..=512 => (1, 3),
         513..=2048 => (0, 2),
         2049..=8192 => (0, 1),

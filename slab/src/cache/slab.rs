@@ -174,6 +174,15 @@ impl<'a> Slab<'a> {
         self.header.used.store(self.used() as u16 - 1, Relaxed);
     }
 
+    /// Whether nothing has written over the header, as far as can be said at a glance.
+    pub(super) fn is_sound(self) -> bool {
+        let colour = self.header.colour.load(Relaxed) as usize;
+        let colours = self.geometry.colours as usize;
+        colour.is_multiple_of(self.geometry.align)
+            && colour / self.geometry.align < colours
+            && self.used() <= self.geometry.slots
+    }
+
     /// Slots that are not free.
     pub(super) fn used(self) -> usize {
         self.header.used.load(Relaxed) as usize
@@ -223,6 +232,26 @@ impl<'a> Slab<'a> {
 
     pub(super) fn set_list(self, list: usize) {
         self.header.list.store(list as u16, Relaxed);
+    }
+
+    /// Lets a test write over the count.
+    #[cfg(test)]
+    pub(super) fn set_used(self, used: u16) {
+        self.header.used.store(used, Relaxed);
+    }
+
+    /// Lets a test write over all of the header.
+    #[cfg(test)]
+    pub(super) fn overwrite(self, byte: u8) {
+        let word = u32::from_ne_bytes([byte; 4]);
+        for links in &self.header.links {
+            links.next.store(word, Relaxed);
+            links.previous.store(word, Relaxed);
+        }
+        self.header.colour.store(word, Relaxed);
+        self.header.used.store(word as u16, Relaxed);
+        self.header.list.store(word as u16, Relaxed);
+        self.header.summary.store(u64::from(word) << 32 | u64::from(word), Relaxed);
     }
 
     /// Whether used count and summary are those of the states.

@@ -64,6 +64,8 @@ pub(crate) struct Slabs<P> {
     deferred: Deferred,
     /// Who goes over the list of all slabs now: no slab leaves it meanwhile. It goes up with the lock held.
     walks: AtomicU32,
+    /// A slab whose header was found overwritten, which nobody has reported yet.
+    damaged: AtomicU32,
     /// The state of a random number generator; 0 where slots are used in their order. The lock guards it.
     random: AtomicU32,
 }
@@ -116,6 +118,7 @@ impl<P> Slabs<P> {
             state,
             deferred: Deferred::new(),
             walks: AtomicU32::new(0),
+            damaged: AtomicU32::new(Frame::NONE),
             random: AtomicU32::new(0),
         }
     }
@@ -130,7 +133,9 @@ impl<P: Platform> Slabs<P> {
         // Where the thread goes to another CPU meanwhile, it takes from the home of that which it left.
         let home = if at_home { home_of_this_cpu::<P>() } else { None };
         let leave_homes = grow && home.is_some();
-        if let Some(object) = self.take_from_list(&mut self.state.lock(), frames, home, leave_homes)? {
+        let taken = self.take_from_list(&mut self.state.lock(), frames, home, leave_homes);
+        self.report_damage(shared);
+        if let Some(object) = taken? {
             return Ok(object);
         }
         if !grow {
@@ -175,6 +180,8 @@ impl<P: Platform> Slabs<P> {
             objects[taken] = object;
             taken += 1;
         }
+        drop(state);
+        self.report_damage(shared);
         taken
     }
 
@@ -188,13 +195,43 @@ impl<P: Platform> Slabs<P> {
         if state.numbers.taken >= state.limit {
             return Err(AllocError::AtLimit);
         }
-        let Some(first) = state.choose(home, leave_homes) else { return Ok(None) };
-        // SAFETY: what is in a list is a slab of this cache.
-        let slab = unsafe { self.slab(frames, first) };
-        let object = slab.take(self.next_random());
-        state.numbers.taken += usize::from(object.is_some());
-        self.place_at(state, frames, first, slab, home);
-        Ok(object)
+        while let Some(list) = state.choose(home, leave_homes) {
+            let Some(first) = state.lists[list] else { break };
+            let slab = self.slab_if(frames, first).filter(|slab| slab.is_sound() && slab.list() == list);
+            if let Some(slab) = slab
+                && let Some(object) = slab.take(self.next_random())
+            {
+                state.numbers.taken += 1;
+                self.place_at(state, frames, first, slab, home);
+                return Ok(Some(object));
+            }
+            // Where the rest of the list is, nobody can know any more.
+            state.cut(list);
+            self.note_damage(first);
+        }
+        Ok(None)
+    }
+
+    /// The header of the slab was overwritten: to be reported when no lock is held.
+    #[cold]
+    fn note_damage(&self, first: Frame) {
+        self.damaged.store(first.number(), Relaxed);
+    }
+
+    #[inline]
+    fn report_damage(&self, shared: &Caches<P>) {
+        if self.damaged.load(Relaxed) != Frame::NONE
+            && let Some(first) = Frame::some(self.damaged.swap(Frame::NONE, Relaxed))
+        {
+            let frames = shared.frames();
+            shared.report(Fault::BadControl, self.header(frames, first, frames.pointer(first)), None);
+        }
+    }
+
+    /// The slab that starts at `first`, where one of this cache does.
+    fn slab_if(&self, frames: &Frames<P>, first: Frame) -> Option<Slab<'_>> {
+        // SAFETY: the record says so, and the lock of the lists, in which it is, keeps it.
+        (frames.slab_around(first, self.id)? == first).then(|| unsafe { self.slab(frames, first) })
     }
 
     /// Takes objects back whose slots are [`CACHED`], all with one hold of the lock. What is no such object is reported
@@ -208,6 +245,10 @@ impl<P: Platform> Slabs<P> {
                 bad = Some(object);
                 continue;
             };
+            if !slab.is_sound() || slab.used() == 0 || state.numbers.taken == 0 {
+                self.note_damage(first);
+                continue;
+            }
             slab.put(slot, constructed);
             state.numbers.taken -= 1;
             self.place(&mut state, frames, first, slab);
@@ -216,6 +257,7 @@ impl<P: Platform> Slabs<P> {
         let surplus = self.detach_empty(&mut state, frames, keep);
         drop(state);
         self.release_all(shared, surplus);
+        self.report_damage(shared);
         if let Some(object) = bad {
             shared.report(Fault::BadRound, object, None);
         }
@@ -258,7 +300,9 @@ impl<P: Platform> Slabs<P> {
         let keep = if all { 0 } else { state.keep };
         let surplus = self.detach_empty(&mut state, shared.frames(), keep);
         drop(state);
-        self.release_all(shared, surplus) * self.geometry.frames as usize
+        let released = self.release_all(shared, surplus);
+        self.report_damage(shared);
+        released * self.geometry.frames as usize
     }
 
     /// An interval is over: what it needed of slabs is the working set of the next one.
@@ -386,8 +430,8 @@ impl<P: Platform> Slabs<P> {
             let Some(first) = state.lists[EMPTY] else { break };
             // SAFETY: what is in a list is a slab of this cache.
             let slab = unsafe { self.slab(frames, first) };
-            self.unlink(state, frames, EMPTY, slab);
-            self.unlink(state, frames, ALL, slab);
+            self.unlink(state, frames, EMPTY, first, slab);
+            self.unlink(state, frames, ALL, first, slab);
             slab.set_next(OF_ALL, detached.replace(first));
             state.numbers.empty -= 1;
             state.numbers.slabs -= 1;
@@ -467,7 +511,7 @@ impl<P: Platform> Slabs<P> {
         if old == new {
             return;
         }
-        self.unlink(state, frames, old, slab);
+        self.unlink(state, frames, old, first, slab);
         slab.set_list(new);
         self.push(state, frames, new, first);
         state.numbers.empty += usize::from(new == EMPTY);
@@ -485,25 +529,32 @@ impl<P: Platform> Slabs<P> {
         state.filled |= 1 << list;
         slab.set_previous(links, None);
         slab.set_next(links, next);
-        if let Some(next) = next {
-            // SAFETY: what is in a list is a slab of this cache.
-            unsafe { self.slab(frames, next) }.set_previous(links, Some(first));
+        if let Some(next) = next.and_then(|next| self.slab_if(frames, next)) {
+            next.set_previous(links, Some(first));
         }
     }
 
-    fn unlink(&self, state: &mut State, frames: &Frames<P>, list: usize, slab: Slab<'_>) {
+    fn unlink(&self, state: &mut State, frames: &Frames<P>, list: usize, first: Frame, slab: Slab<'_>) {
         let links = links_of(list);
         let (next, previous) = (slab.next(links), slab.previous(links));
-        match previous {
-            // SAFETY: what is in a list is a slab of this cache.
-            Some(previous) => unsafe { self.slab(frames, previous) }.set_next(links, next),
-            None => state.lists[list] = next,
+        // A neighbour that does not know this slab is none: something wrote over a link. Then the list ends here.
+        let before = previous.and_then(|other| self.slab_if(frames, other)).filter(|s| s.next(links) == Some(first));
+        let after = next.and_then(|other| self.slab_if(frames, other)).filter(|s| s.previous(links) == Some(first));
+        let is_first = state.lists.get(list).is_some_and(|&slab| slab == Some(first));
+        let known = (after.is_some(), before.is_some()) == (next.is_some(), previous.is_some());
+        if !known || before.is_some() == is_first {
+            self.note_damage(first);
         }
-        if let Some(next) = next {
-            // SAFETY: as above.
-            unsafe { self.slab(frames, next) }.set_previous(links, previous);
+        let kept = next.filter(|_| after.is_some());
+        match before {
+            Some(before) => before.set_next(links, kept),
+            None if is_first => state.lists[list] = kept,
+            None => {}
         }
-        if state.lists[list].is_none() {
+        if let Some(after) = after {
+            after.set_previous(links, previous.filter(|_| before.is_some()));
+        }
+        if state.lists.get(list).is_some_and(Option::is_none) {
             state.filled &= !(1 << list);
         }
     }
@@ -529,9 +580,8 @@ impl<P: Platform> Slabs<P> {
     /// The same with every slot and its state.
     pub(crate) fn for_each_slot(&self, frames: &Frames<P>, mut visit: impl FnMut(*mut u8, &AtomicU8)) {
         let Some((walk, mut position)) = Walk::begin(self) else { return };
-        while let Some(first) = position {
-            // SAFETY: it is in the list of all slabs, and as long as there is a walk it stays there.
-            let slab = unsafe { walk.0.slab(frames, first) };
+        // It is in the list of all slabs, and as long as there is a walk it stays there.
+        while let Some(slab) = position.and_then(|first| walk.0.slab_if(frames, first)) {
             position = slab.next(OF_ALL);
             slab.states().iter().enumerate().for_each(|(slot, state)| visit(slab.object(slot), state));
         }
@@ -664,12 +714,19 @@ impl<P: Platform> Drop for Walk<'_, P> {
 }
 
 impl State {
-    /// A slab with a free slot: the CPU's home, or else the fullest there is, or else somebody's home.
-    fn choose(&self, home: Option<usize>, leave_homes: bool) -> Option<Frame> {
-        let home = home.and_then(|home| self.lists[home]);
-        let fullest = || self.lists[(self.filled & ((1 << FULL) - 1)).checked_ilog2()? as usize];
-        let any_home = || if leave_homes { None } else { self.lists[HOME..].iter().find_map(|&slab| slab) };
+    /// The list whose first slab is to serve: the CPU's home, or else the fullest there is, or else somebody's home.
+    fn choose(&self, home: Option<usize>, leave_homes: bool) -> Option<usize> {
+        let home = home.filter(|&home| self.lists[home].is_some());
+        let fullest = || Some((self.filled & ((1 << FULL) - 1)).checked_ilog2()? as usize);
+        let any_home = || if leave_homes { None } else { (HOME..LISTS).find(|&home| self.lists[home].is_some()) };
         home.or_else(fullest).or_else(any_home)
+    }
+
+    /// Forgets the slabs of a list.
+    #[cold]
+    fn cut(&mut self, list: usize) {
+        self.lists[list] = None;
+        self.filled &= !(1 << list);
     }
 }
 

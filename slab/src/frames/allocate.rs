@@ -56,7 +56,16 @@ impl<P: Platform> Frames<P> {
     fn serve_from_zones(&self, request: &Request) -> Option<Frame> {
         self.take_in_deferred();
         let serve = || self.zones.allocate(&self.records, request);
-        serve().or_else(|| if self.drain_stock() > 0 { serve() } else { None })
+        let served = serve().or_else(|| if self.drain_stock() > 0 { serve() } else { None });
+        self.report_damage();
+        served
+    }
+
+    /// Reports a record that was found overwritten, now that no lock is held.
+    fn report_damage(&self) {
+        if let Some(frame) = self.records.take_damage() {
+            self.report(Fault::BadControl, frame, None);
+        }
     }
 
     /// As [`allocate_run`](Self::allocate_run), and all of it below the physical address `limit`, for devices that
@@ -131,6 +140,7 @@ impl<P: Platform> Frames<P> {
         } else {
             self.zones.release(&self.records, frame..frame.offset(count));
         }
+        self.report_damage();
     }
 
     /// Puts frames whose records say [`Owner::Inner`] on the list of those that are to be freed by somebody else.
@@ -226,6 +236,7 @@ impl<P: Platform> Frames<P> {
         if filled < frames.len() && self.drain_stock() > 0 {
             filled += self.zones.allocate_bulk(&self.records, &mut frames[filled..], 0);
         }
+        self.report_damage();
         filled
     }
 
@@ -246,6 +257,7 @@ impl<P: Platform> Frames<P> {
             self.report(self.run_fault(frames[bad], 1), frames[bad], Some(caller));
             frames = &frames[bad + 1..];
         }
+        self.report_damage();
     }
 
     /// Makes `count` frames from `first` on, a run that the caller has allocated, a slab of `cache`, a number below

@@ -53,6 +53,8 @@ pub(crate) struct Records {
     /// Null where the records are in `inline`.
     direct: AtomicPtr<Record>,
     inline: [Record; Self::INLINE as usize],
+    /// A frame whose record was found overwritten, which nobody has reported yet.
+    damaged: AtomicU32,
     root: [AtomicPtr<Upper>; ROOT_ENTRIES],
 }
 
@@ -85,8 +87,24 @@ impl Records {
             direct_frames: AtomicU32::new(0),
             direct: AtomicPtr::new(core::ptr::null_mut()),
             inline: [const { Record::inner() }; Self::INLINE as usize],
+            damaged: AtomicU32::new(Frame::NONE),
             root: [const { AtomicPtr::new(core::ptr::null_mut()) }; ROOT_ENTRIES],
         }
+    }
+
+    /// The record of `frame` was overwritten: to be reported when no lock is held.
+    #[cold]
+    pub(crate) fn note_damage(&self, frame: Frame) {
+        self.damaged.store(frame.number(), Relaxed);
+    }
+
+    /// What [`note_damage`](Self::note_damage) has noted, once.
+    #[inline]
+    pub(crate) fn take_damage(&self) -> Option<Frame> {
+        if self.damaged.load(Relaxed) == Frame::NONE {
+            return None;
+        }
+        Frame::some(self.damaged.swap(Frame::NONE, Relaxed))
     }
 
     /// Frames that the direct table of so many frames takes.

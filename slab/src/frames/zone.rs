@@ -12,7 +12,7 @@
 
 use core::ops::Range;
 
-use super::record::Owner;
+use super::record::{Owner, Record};
 use super::records::Records;
 use super::types::{length, overlap};
 use super::{Frame, Order};
@@ -160,8 +160,19 @@ impl Zone {
         (last >= self.range.start).then(|| self.block_around(records, last))?.map(|block| block.start)
     }
 
-    fn blocks(&self, records: &Records, order: Order) -> impl Iterator<Item = Frame> {
+    fn links(&self, records: &Records, order: Order) -> impl Iterator<Item = Frame> {
         core::iter::successors(self.lists[order.index()].first, |frame| records.get(*frame)?.next())
+    }
+
+    /// The free blocks of an order, up to the first link that leads elsewhere.
+    fn blocks(&self, records: &Records, order: Order) -> impl Iterator<Item = Frame> {
+        self.links(records, order).take_while(move |frame| {
+            let free = records.owner(*frame) == Owner::Free(order);
+            if !free {
+                records.note_damage(*frame);
+            }
+            free
+        })
     }
 
     /// The first frame of `range` that is not free.
@@ -246,18 +257,31 @@ impl Zone {
     fn unlink(&mut self, records: &Records, frame: Frame) {
         let Some(record) = records.get(frame) else { return };
         let Owner::Free(order) = record.owner() else { return };
-        let (next, previous) = (record.next(), record.previous());
         let list = &mut self.lists[order.index()];
-        match previous.and_then(|frame| records.get(frame)) {
-            Some(previous) => previous.set_next(next),
-            None => list.first = next,
+        // A neighbour that does not know this block is none: something wrote over a link. Then the list ends here.
+        let is_free = |neighbour: &Frame| records.owner(*neighbour) == Owner::Free(order);
+        let knows = |neighbour: Option<Frame>, back: fn(&Record) -> Option<Frame>| {
+            let record = neighbour.filter(is_free).and_then(|neighbour| records.get(neighbour));
+            record.filter(|record| back(record) == Some(frame))
+        };
+        let (next, previous) = (knows(record.next(), Record::previous), knows(record.previous(), Record::next));
+        let is_first = list.first == Some(frame);
+        let known = (next.is_some(), previous.is_some()) == (record.next().is_some(), record.previous().is_some());
+        if !known || previous.is_some() == is_first {
+            records.note_damage(frame);
         }
-        if let Some(next) = next.and_then(|frame| records.get(frame)) {
-            next.set_previous(previous);
+        let kept = record.next().filter(|_| next.is_some());
+        match previous {
+            Some(previous) => previous.set_next(kept),
+            None if is_first => list.first = kept,
+            None => {}
+        }
+        if let Some(next) = next {
+            next.set_previous(record.previous().filter(|_| previous.is_some()));
         }
         record.set_owner(Owner::Inner);
-        list.blocks -= 1;
-        self.free_frames -= order.frames() as usize;
+        list.blocks = list.blocks.saturating_sub(1);
+        self.free_frames = self.free_frames.saturating_sub(order.frames() as usize);
     }
 
     /// Checks the lists of free blocks.
@@ -267,7 +291,7 @@ impl Zone {
             let list = &self.lists[order.index()];
             let (mut previous, mut blocks) = (None, 0);
             // One more than there should be, so that a ring is found and ends.
-            for frame in self.blocks(records, order).take(list.blocks + 1) {
+            for frame in self.links(records, order).take(list.blocks + 1) {
                 self.verify_block(records, frame, order, previous)?;
                 previous = Some(frame);
                 blocks += 1;

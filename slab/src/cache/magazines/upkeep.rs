@@ -18,7 +18,7 @@ impl<P: Platform> Magazines<P> {
                 cpu.take_both()
             })
         };
-        mine.into_iter().flatten().flatten().for_each(|magazine| empty_out(shared, magazine, &flush));
+        mine.into_iter().flatten().flatten().for_each(|magazine| self.empty_out(shared, magazine, &flush));
         self.drain_depot(shared, usize::MAX, usize::MAX, &flush);
     }
 
@@ -29,7 +29,7 @@ impl<P: Platform> Magazines<P> {
     /// That CPU does not use this cache meanwhile.
     pub(crate) unsafe fn drain_cpu(&self, shared: &Caches<P>, number: usize, flush: impl Fn(&[*mut u8])) {
         let magazines = self.cpu(number).map(Cpu::take_both);
-        magazines.into_iter().flatten().flatten().for_each(|magazine| empty_out(shared, magazine, &flush));
+        magazines.into_iter().flatten().flatten().for_each(|magazine| self.empty_out(shared, magazine, &flush));
     }
 
     /// Drains every CPU and the depot, and frees what the CPUs had.
@@ -58,18 +58,27 @@ impl<P: Platform> Magazines<P> {
 
     fn drain_depot(&self, shared: &Caches<P>, full: usize, empty: usize, flush: impl Fn(&[*mut u8])) {
         for _ in 0..full {
-            let Some(magazine) = self.pop_from_depot(|depot| &mut depot.full) else { break };
+            let Some(magazine) = self.pop_from_depot(shared, |depot| &mut depot.full) else { break };
             self.reaped.fetch_add(1, Relaxed);
-            empty_out(shared, magazine, &flush);
+            self.empty_out(shared, magazine, &flush);
         }
         for _ in 0..empty {
-            let Some(magazine) = self.pop_from_depot(|depot| &mut depot.empty) else { break };
-            empty_out(shared, magazine, &flush);
+            let Some(magazine) = self.pop_from_depot(shared, |depot| &mut depot.empty) else { break };
+            self.empty_out(shared, magazine, &flush);
         }
     }
 
-    fn pop_from_depot(&self, list: impl Fn(&mut Depot) -> &mut List) -> Option<Magazine> {
-        list(&mut self.shared.depot.lock()).pop()
+    fn pop_from_depot(&self, shared: &Caches<P>, list: impl Fn(&mut Depot) -> &mut List) -> Option<Magazine> {
+        list(&mut self.shared.depot.lock()).pop(shared)
+    }
+
+    fn empty_out(&self, shared: &Caches<P>, magazine: Magazine, flush: &impl Fn(&[*mut u8])) {
+        let Some(magazine) = self.sound(shared, magazine) else { return self.report_damage(shared) };
+        if !magazine.is_empty() {
+            flush(magazine.rounds());
+            magazine.clear();
+        }
+        magazine.destroy(shared);
     }
 
     /// An interval is over: frees the magazines that the depot did without, and sizes new ones by the contention there
@@ -124,12 +133,4 @@ impl<P: Platform> Magazines<P> {
             _ => Ok(()),
         }
     }
-}
-
-fn empty_out<P: Platform>(shared: &Caches<P>, magazine: Magazine, flush: &impl Fn(&[*mut u8])) {
-    if !magazine.is_empty() {
-        flush(magazine.rounds());
-        magazine.clear();
-    }
-    magazine.destroy(shared);
 }

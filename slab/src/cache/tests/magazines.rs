@@ -1,9 +1,11 @@
 use crate::sync::Ordering::Relaxed;
+use std::string::String;
 use std::sync::mpsc::sync_channel;
 
 use super::*;
 use crate::Broken;
 use crate::cache::USED;
+use crate::testing::full_report_of;
 
 /// Objects of 256 bytes have magazines of 14 rounds at first.
 const SIZE: usize = 256;
@@ -379,4 +381,34 @@ fn a_magazine_that_is_begun_is_the_loaded_one() {
     assert_eq!(heap.verify(), Ok(()));
     objects.into_iter().for_each(|object| free(&cache, object));
     assert_eq!(heap.verify(), Ok(()));
+}
+
+/// What is reported when so many objects come and go after `damage` to the loaded magazine.
+fn found_after(damage: impl Fn(&crate::cache::magazine::Magazine)) -> String {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on();
+    let cache = cache(&heap);
+    cycle(&cache, ROUNDS / 2);
+    cache.existing().unwrap().magazines.with_loaded(damage);
+    let report = full_report_of(|| {
+        let objects = allocate(&cache, 5 * ROUNDS);
+        objects.into_iter().for_each(|object| free(&cache, object));
+        cache.shrink();
+    });
+    core::mem::forget(cache);
+    report
+}
+
+#[test]
+fn row_29_a_magazine_that_was_overwritten_is_reported_and_what_it_held_not_handed_out() {
+    let overwritten = ": the allocator's own data was overwritten";
+    for (rounds, capacity) in [(1_000_000, 14), (15, 14), (7, 15), (7, 0), (7, 126), (200, 200), (u32::MAX, u32::MAX)] {
+        let report = found_after(|magazine| magazine.overwrite(rounds, capacity));
+        let first = report.lines().next().unwrap();
+        // A count within what the largest holds leads to a round that is none, if it is met first.
+        let expected = first.ends_with(overwritten) || first.ends_with(": not a free object, but in a magazine");
+        assert!(expected, "{rounds} of {capacity}: {report}");
+    }
+    let report = found_after(|magazine| _ = magazine.push(core::ptr::without_provenance_mut(0x4141_4140)));
+    assert!(report.starts_with("kslab: bad free of 0x41414140: not a free object, but in a magazine"), "{report}");
 }

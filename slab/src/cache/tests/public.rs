@@ -18,7 +18,7 @@ fn a_static_cache_is_registered_on_its_first_use() {
     unsafe { HEAP.init([machine.region()], machine.base()) }.unwrap();
     let registered = || {
         let mut count = 0;
-        HEAP.caches().for_each(|cache| count += usize::from(cache.name == "static"));
+        HEAP.caches().for_each(|cache| count += usize::from(cache.full_name().name == "static"));
         count
     };
     assert_eq!((registered(), CACHE.stats()), (0, None));

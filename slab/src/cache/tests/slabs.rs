@@ -1,5 +1,6 @@
 use crate::sync::Ordering::Relaxed;
 use std::format;
+use std::string::String;
 
 use super::*;
 use crate::Broken;
@@ -7,7 +8,7 @@ use crate::cache::slab::{FREE, OF_ALL};
 use crate::cache::slabs::Slabs;
 use crate::memory::FRAME_SIZE;
 use crate::platform::NoInterrupts;
-use crate::testing::Heap;
+use crate::testing::{Heap, full_report_of};
 
 /// Objects of 1000 bytes: 4 a slab of one page, header off-slab.
 const SIZE: usize = 1000;
@@ -314,4 +315,67 @@ fn what_is_free_in_the_home_of_another_cpu_is_not_lost_to_one_that_finds_no_memo
         assert_eq!(rest.len(), 2 * slots - 6);
         cache.for_each_object(|object| free(cache, object));
     });
+}
+
+const OVERWRITTEN: &str = "the allocator's own data was overwritten";
+
+/// The report of what is found when every object is freed and others are allocated, after `damage` to the slab of the
+/// first of `SLOTS + 1` objects.
+fn found_after(damage: impl FnOnce(crate::cache::slab::Slab<'_>)) -> String {
+    let machine = Machine::new(START, 64);
+    let heap = machine.heap();
+    let cache = cache(&heap);
+    let objects = allocate(&cache, 3 * SLOTS);
+    free(&cache, objects[1]);
+    let (slab, _) = slabs(&cache).find(heap.frames(), objects[0].as_ptr()).unwrap();
+    damage(slab);
+    let report = full_report_of(|| {
+        objects.iter().enumerate().filter(|(index, _)| *index != 1).for_each(|(_, object)| free(&cache, *object));
+        let others = allocate(&cache, 3 * SLOTS);
+        others.iter().for_each(|object| free(&cache, *object));
+        cache.shrink();
+    });
+    core::mem::forget(cache);
+    report
+}
+
+#[test]
+fn row_28_a_slabs_header_that_was_overwritten_is_reported_and_no_link_of_it_followed() {
+    let far = crate::Frame::containing(1 << 40);
+    let damages: [(&str, &dyn Fn(crate::cache::slab::Slab<'_>)); 6] = [
+        ("next of the list", &|slab| slab.set_next(crate::cache::slab::BY_FULLNESS, far)),
+        ("previous of the list", &|slab| slab.set_previous(crate::cache::slab::BY_FULLNESS, far)),
+        ("next of all", &|slab| slab.set_next(OF_ALL, far)),
+        ("previous of all", &|slab| slab.set_previous(OF_ALL, far)),
+        ("list", &|slab| slab.set_list(7777)),
+        ("all of it", &|slab| slab.overwrite(0x41)),
+    ];
+    for (name, damage) in damages {
+        let report = found_after(damage);
+        let first = report.lines().next().unwrap();
+        // With the colour gone, none of its objects is one any more.
+        let expected = if name == "all of it" { "not the start of an allocation" } else { OVERWRITTEN };
+        assert!(first.ends_with(expected), "{name}: {report}");
+    }
+}
+
+#[test]
+fn row_104_a_count_that_would_go_below_0_is_reported() {
+    let report = found_after(|slab| slab.set_used(0));
+    assert!(report.lines().next().unwrap().ends_with(OVERWRITTEN), "{report}");
+    let report = found_after(|slab| slab.set_used(600));
+    assert!(report.lines().next().unwrap().ends_with(OVERWRITTEN), "{report}");
+}
+
+#[test]
+fn row_113_a_cache_whose_name_was_overwritten_is_reported_without_it() {
+    let machine = Machine::new(START, 64);
+    let heap = machine.heap();
+    let cache = cache(&heap);
+    let object = cache.allocate().unwrap();
+    cache.existing().unwrap().name.overwrite();
+    free(&cache, object);
+    let report = full_report_of(|| free(&cache, object));
+    assert!(report.contains("\n  kind: DUPFREE\n  cache: a cache whose name was overwritten\n"), "{report}");
+    assert_eq!(cache.stats().unwrap().name, "a cache whose name was overwritten");
 }

@@ -1,6 +1,9 @@
 use super::stock::Two;
 use super::*;
+use std::vec::Vec;
+
 use crate::Broken;
+use crate::testing::report_of;
 
 /// What `verify` says after `damage`, and how it reads.
 fn broken_by(damage: impl FnOnce(&Frames<NoInterrupts>)) -> (Broken, std::string::String) {
@@ -97,4 +100,30 @@ fn a_broken_stock_is_found() {
     assert_eq!(broken, Broken::StockCount { cpu: 0, count: 1000 });
     assert_eq!(broken.to_string(), "stock of CPU 0: 1000 frames are more than it can have");
     assert!(frames.allocate(order(3)).is_some(), "what is broken there is not followed");
+}
+
+#[test]
+fn row_30_a_link_that_was_overwritten_is_reported_before_it_is_followed() {
+    // What is written over the links of a free block of order 0, and to where.
+    let links: [(&str, fn(&record::Record, Option<Frame>)); 2] =
+        [("next", record::Record::set_next), ("previous", record::Record::set_previous)];
+    for (name, set) in links {
+        // An allocated frame, one within a free block, the block itself, one far outside.
+        for to in [1, 5, 12, 1 << 20] {
+            let machine = Machine::new(START, 64);
+            let frames = all_of::<NoInterrupts>(&machine);
+            let taken: Vec<_> = core::iter::from_fn(|| frames.allocate(Order::ZERO)).collect();
+            // 4 to 7 merge; 10, 12 and 14 stay alone.
+            [4, 5, 6, 7, 10, 12, 14].into_iter().for_each(|index| free_run(&frames, nth(index), 1));
+            frames.drain_stock();
+            frames.verify().unwrap();
+            set(record(&frames, 12), Some(nth(to)));
+            let report = report_of(|| {
+                let again: Vec<_> = core::iter::from_fn(|| frames.allocate(Order::ZERO)).collect();
+                assert!(again.is_empty(), "{again:?} were given out of {}", taken.len());
+            });
+            assert!(report.starts_with("kslab: damage at 0x"), "{name} to {to}: {report}");
+            assert!(report.ends_with(": the allocator's own data was overwritten"), "{name} to {to}: {report}");
+        }
+    }
 }
