@@ -172,6 +172,18 @@ fn what_cannot_be_allocated_is_refused() {
 }
 
 #[test]
+fn row_39_an_alignment_that_is_no_power_of_two_is_an_error() {
+    with_arena(1, |arena| {
+        for align in [3, 24, 48, u64::MAX] {
+            let constraints = Constraints { align, ..Constraints::NONE };
+            assert!(matches!(arena.alloc_with(16, &constraints), Err(ArenaError::BadConstraints)), "{align}");
+        }
+    });
+    // Everything else takes its alignment in a type that has no such value.
+    assert!(core::alloc::Layout::from_size_align(64, 48).is_err());
+}
+
+#[test]
 fn a_quantum_that_is_no_power_of_two_refuses_everything() {
     with_caches(|caches| {
         for quantum in [0, 3, 4097, u64::MAX] {

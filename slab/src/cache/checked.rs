@@ -185,6 +185,15 @@ impl<P: Platform> Core<P> {
         }
     }
 
+    /// Takes an object from its user and keeps it out of circulation for good.
+    pub(super) fn withdraw(&self, shared: &Caches<P>, object: *mut u8) -> Result<(), Fault> {
+        let start = self.room.map_or(object, |(room, _)| room.slot_of(object));
+        let state = self.slabs.state(shared.frames(), start).ok_or_else(|| self.fault_of(shared, object))?;
+        claim(state, USED, KEPT).map_err(|_| Fault::DoubleFree)?;
+        count(&self.frees);
+        Ok(())
+    }
+
     /// Of a twin: whether a free of an object for this layout is right, as far as can be said without a claim.
     pub(crate) fn allows_free(&self, shared: &Caches<P>, object: *mut u8, layout: Layout) -> Result<(), Fault> {
         let Some((room, _)) = self.room else { return Err(Fault::BadBase) };

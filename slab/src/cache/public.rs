@@ -240,6 +240,19 @@ impl<'a, P: Platform> Cache<'a, P> {
         }
     }
 
+    /// Whether objects are asked if they are constructed.
+    pub(super) fn asks_objects(&self) -> bool {
+        cfg!(debug_assertions) || self.existing().is_some_and(|core| !core.checks().is_empty())
+    }
+
+    /// Takes an object from its user, but not back, and reports why.
+    #[cold]
+    pub(super) fn keep_out(&self, object: NonNull<u8>, fault: Fault) {
+        let core = self.twin_of(object).or(self.existing());
+        let fault = core.and_then(|core| core.withdraw(self.caches, object.as_ptr()).err()).unwrap_or(fault);
+        self.report(fault, object, None);
+    }
+
     /// The cache of the objects with checks, where this is in a slab of it.
     pub(super) fn twin_of(&self, object: NonNull<u8>) -> Option<&Core<P>> {
         let owner = self.caches.owner_of(object.as_ptr())?;
@@ -313,9 +326,17 @@ impl<'a, P: Platform> Cache<'a, P> {
         self.core().map(Core::injector)
     }
 
-    /// Counts; all 0 before the first use.
+    /// Counts; `None` before the first use. Objects with checks are counted as allocated and freed, too; the rest is of the
+    /// slabs without.
     pub fn stats(&self) -> Option<CacheStats> {
-        self.existing().map(Core::stats)
+        let core = self.existing()?;
+        let mut stats = core.stats();
+        if let Some(twin) = core.twin().map(Core::stats) {
+            stats.in_use += twin.in_use;
+            stats.allocations = stats.allocations.wrapping_add(twin.allocations);
+            stats.frees = stats.frees.wrapping_add(twin.frees);
+        }
+        Some(stats)
     }
 
     /// Calls `visit` with each object that is allocated, in no order and with no lock held. What is allocated or freed
@@ -336,6 +357,16 @@ impl<'a, P: Platform> Cache<'a, P> {
     ///
     /// With objects still allocated, and in an NMI, it refuses, and returns the cache with their number; nothing has
     /// changed.
+    ///
+    /// Whoever has ended a cache cannot use it again: that is no program (row_79).
+    ///
+    /// ```compile_fail,E0382
+    /// # use kslab::{Cache, Heap, platform::NoInterrupts};
+    /// # static HEAP: Heap<NoInterrupts> = Heap::new();
+    /// let cache = Cache::new(HEAP.caches(), "inode", core::alloc::Layout::new::<u64>());
+    /// cache.destroy().unwrap();
+    /// cache.allocate();
+    /// ```
     pub fn destroy(self) -> Result<(), InUse<'a, P>> {
         let objects = self.in_use();
         if objects > 0 || (in_nmi::<P>() && self.existing().is_some()) {

@@ -10,6 +10,7 @@ use core::ptr::NonNull;
 use super::public::{Cache, InUse};
 use super::shared::Caches;
 use super::{AllocError, InitFailed, Reserve};
+use crate::fault::Fault;
 use crate::platform::Platform;
 use crate::stats::CacheStats;
 
@@ -35,6 +36,12 @@ pub trait Object: Sized + Send + 'static {
     /// Called when the object is freed; it must be fit for its next use afterwards. One whose `recycle` panics stays
     /// allocated.
     fn recycle(&mut self) {}
+
+    /// Whether it is fit for its next use: asked after [`recycle`](Self::recycle) in debug builds, and in caches with checks.
+    /// One that is not is a fault: see [`Fault::NotConstructed`](crate::fault::Fault::NotConstructed).
+    fn is_constructed(&self) -> bool {
+        true
+    }
 }
 
 /// A cache of objects of type `T`; for a `static` too.
@@ -222,6 +229,9 @@ impl<T: Object, P: Platform> DerefMut for ObjectBox<'_, T, P> {
 impl<T: Object, P: Platform> Drop for ObjectBox<'_, T, P> {
     fn drop(&mut self) {
         self.recycle();
+        if self.cache.asks_objects() && !self.is_constructed() {
+            return self.cache.keep_out(self.object.cast(), Fault::NotConstructed);
+        }
         // SAFETY: it came from this cache, is still constructed, and nobody has it after this.
         unsafe { self.cache.free_for(self.object.cast(), None) };
     }

@@ -475,3 +475,58 @@ fn without_memory_for_checks_a_block_of_a_larger_class_or_none_is_given() {
     free(&heap, block, 64);
     heap.verify().unwrap();
 }
+
+#[test]
+fn row_03_a_second_free_is_found_as_long_as_the_object_waits_and_not_after_its_next_allocation() {
+    with_rules("*:all", |heap| {
+        let block = allocate(heap, 64);
+        free(heap, block, 64);
+        let others: Vec<_> = (0..20).map(|_| allocate(heap, 64)).collect();
+        let report = report_of(|| free(heap, block, 64));
+        assert!(report.ends_with("double free: it is free already, or was never allocated"), "{report}");
+        others.into_iter().for_each(|block| free(heap, block, 64));
+    });
+    with_rules("*:audit", |heap| {
+        let block = allocate(heap, 64);
+        free(heap, block, 64);
+        // Allocated anew with another size, the second free of the first user does not fit.
+        assert_eq!(allocate(heap, 60), block);
+        let report = report_of(|| free(heap, block, 64));
+        assert!(report.ends_with("freed as a block of 64 bytes, allocated as one of 60"), "{report}");
+        free(heap, block, 60);
+    });
+}
+
+struct Locked(bool);
+
+impl Object for Locked {
+    fn init() -> Result<Self, InitFailed> {
+        Ok(Self(false))
+    }
+
+    fn is_constructed(&self) -> bool {
+        !self.0
+    }
+}
+
+#[test]
+fn row_74_an_object_that_is_not_left_as_constructed_is_reported_and_kept_out() {
+    for rules in ["locked:none", "locked:all"] {
+        with_rules(rules, |heap| {
+            heap.set_fault_handler(Some(keep_out));
+            let cache = ObjectCache::<Locked, _>::new(heap.caches(), "locked");
+            let mut object = cache.allocate().unwrap();
+            let address = core::ptr::from_ref(&*object).addr();
+            object.0 = true;
+            drop(object);
+            assert_eq!(
+                reports(),
+                [format!("kslab: damage at {address:#x}: not given back as its constructor left it")]
+            );
+            let others: Vec<_> = (0..100).map(|_| cache.allocate().unwrap()).collect();
+            assert!(others.iter().all(|other| core::ptr::from_ref(&**other).addr() != address));
+            drop(others);
+            assert_eq!(cache.stats().unwrap().in_use, 0);
+        });
+    }
+}

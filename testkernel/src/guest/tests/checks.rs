@@ -311,3 +311,23 @@ fn checks_hold_on_every_cpu() {
     );
     assert_eq!(HEAP.check_objects(), 0);
 }
+
+test!(row_115_without_entropy_the_order_of_slots_is_the_documented_one_and_with_it_another);
+fn row_115_without_entropy_the_order_of_slots_is_the_documented_one_and_with_it_another() {
+    let order = |seed: Option<u32>| {
+        if let Some(seed) = seed {
+            HEAP.set_seed(seed);
+        }
+        let cache = sockets(Checks::RANDOM);
+        let objects: [_; 12] = [(); 12].map(|()| cache.allocate().expect("memory"));
+        let first = objects.iter().map(|object| object.as_ptr().addr()).min().unwrap_or_default();
+        let order = objects.map(|object| object.as_ptr().addr() - first);
+        objects.into_iter().for_each(|object| free_object(&cache, object));
+        cache.destroy().expect("no object is allocated");
+        order
+    };
+    assert!(!order(None).is_sorted(), "random without any entropy");
+    let [one, again, other] = [Some(1), Some(1), Some(2)].map(order);
+    assert_eq!(one, again, "the same for the same number");
+    assert_ne!(one, other);
+}

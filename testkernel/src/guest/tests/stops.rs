@@ -1,11 +1,15 @@
 //! A stop of the kernel where several CPUs run: the others halt, and there is one report.
 
+use alloc::boxed::Box;
+use core::alloc::Layout;
+use core::fmt;
 use core::hint::{black_box, spin_loop};
 use core::mem;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use core::time::Duration;
 
+use kernel::heap::HEAP;
 use kernel::{cpus, print, stop, timer};
 
 use super::support::another;
@@ -87,4 +91,27 @@ fn a_fault_on_another_cpu_is_named() {
         unsafe { core::arch::asm!("mov {}, [{}]", out(reg_byte) _, in(reg) 1_u64 << 60, options(nostack, readonly)) }
     };
     run_elsewhere(read);
+}
+
+/// Allocates when it is printed.
+struct Allocates;
+
+impl fmt::Display for Allocates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let layout = Layout::new::<[u64; 100]>();
+        let served = (0..1000).filter(|_| HEAP.allocate(layout).is_some()).count();
+        // While it is all but stopped, the kernel has what is at hand.
+        let whether = if served > 0 { "some" } else { "none" };
+        write!(f, "{whether} of the allocations of a report was served")
+    }
+}
+
+test!(
+    row_85_an_allocation_in_a_panic_is_served_from_what_is_at_hand,
+    stops_with = "panic: some of the allocations of a report was served"
+);
+fn row_85_an_allocation_in_a_panic_is_served_from_what_is_at_hand() {
+    // Its slab has free objects, and the lock of no cache is held.
+    drop(Box::new([0_u64; 100]));
+    panic!("{Allocates}");
 }

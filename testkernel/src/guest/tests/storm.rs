@@ -172,6 +172,11 @@ fn number(key: &str) -> Option<u64> {
 
 /// Runs a storm of so many operations, and checks that every page frame is back.
 fn storm(operations: u64, weather: Weather) {
+    storm_after(operations, weather, false);
+}
+
+/// The same after a small one, if it is to be `rehearsed`.
+fn storm_after(operations: u64, weather: Weather, rehearsed: bool) {
     let seed = number("seed").unwrap_or(0x5eed);
     // The page tables of the workers' stacks stay, so they are there before the count.
     let rehearse = || {
@@ -179,6 +184,10 @@ fn storm(operations: u64, weather: Weather) {
         start_workers(&storm, 0).into_iter().for_each(JoinHandle::join);
     };
     rehearse();
+    // And so is what checks keep for good: a cache beside each that is used, and the places of those that wait.
+    if rehearsed {
+        run(operations, weather, seed);
+    }
     unchanged(|| with_last_words(last_words, || run(operations, weather, seed)));
     assert_eq!(TYPED.load(Ordering::Relaxed), 0, "objects were not destroyed");
 }
@@ -251,6 +260,14 @@ fn last_words(out: &mut dyn fmt::Write) -> fmt::Result {
     write!(out, "storm of seed {}, {} CPUs; each worker's step:", storm.seed, cpus::count())?;
     storm.workers.iter().try_for_each(|worker| write!(out, " {}", worker.step()))?;
     writeln!(out)
+}
+
+test!(row_111_a_soak_with_every_check_ends_with_a_clean_audit);
+fn row_111_a_soak_with_every_check_ends_with_a_clean_audit() {
+    HEAP.set_checks("*:all").expect("rules");
+    storm_after(operations() / 4, Weather::Plain, true);
+    assert_eq!(HEAP.check_objects(), 0);
+    HEAP.set_checks("*:none").expect("rules");
 }
 
 fn operations() -> u64 {

@@ -1,10 +1,12 @@
 //! Exceptions, interrupts and panics: each is named in the report, whatever state the kernel was in.
 
+use core::alloc::Layout;
 use core::arch::asm;
 use core::fmt;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use kernel::heap::HEAP;
 use kernel::{print, serial, traps};
 use x86_64::VirtAddr;
 use x86_64::instructions::tables::{lidt, sidt};
@@ -91,6 +93,16 @@ fn a_stack_overflow_is_named() {
         if black_box(depth) == u64::MAX { 0 } else { descend(depth + 1) + black_box(1) }
     }
     descend(0);
+}
+
+test!(row_105_a_stack_overflow_in_the_allocator_is_named, stops_with = "stack overflow: boot stack");
+fn row_105_a_stack_overflow_in_the_allocator_is_named() {
+    // So little of a frame that it is the allocator which goes over the end, or what it calls.
+    fn descend() -> usize {
+        let block = black_box(HEAP.allocate(Layout::new::<[u64; 40]>()));
+        descend() + block.map_or(0, |block| block.as_ptr().addr())
+    }
+    black_box(descend());
 }
 
 test!(a_frame_larger_than_the_stack_does_not_pass_the_guard, stops_with = "stack overflow: boot stack");

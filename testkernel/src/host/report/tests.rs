@@ -123,7 +123,7 @@ fn a_frame_may_follow_a_line_that_was_left_open() {
 }
 
 #[test]
-fn what_is_wrong_with_a_boot_fails_its_last_test() {
+fn row_114_what_is_wrong_with_a_boot_fails_its_last_test() {
     let wrong_sum = |kernel: Kernel| {
         let lines = kernel.seal.lines;
         kernel.console(&format!("@kslab whole {lines} 00000000"))
@@ -154,7 +154,7 @@ fn what_is_wrong_with_a_boot_fails_its_last_test() {
 }
 
 #[test]
-fn a_lost_line_is_seen_by_the_checksum() {
+fn row_114_a_lost_line_is_seen_by_the_checksum() {
     let kernel = both_pass().totals(2, 0).whole();
     for lost in 0..kernel.lines.len() {
         let tests = two();
