@@ -261,7 +261,7 @@ impl<'a, P: Platform> Cache<'a, P> {
 
     /// The core, which an object to be freed came from.
     fn core_of(&self, object: NonNull<u8>) -> Result<&Core<P>, Fault> {
-        self.existing().ok_or_else(|| self.name_owner(object, Fault::BadAddress))
+        self.existing().ok_or_else(|| self.name_owner(object, self.caches.frames().fault_of(object.as_ptr())))
     }
 
     /// A pointer of another cache is named as that.

@@ -344,7 +344,7 @@ impl<P: Platform> Slabs<P> {
     /// no object of this cache, or it reads a state that is no [`USED`].
     #[inline]
     pub(crate) fn find(&self, frames: &Frames<P>, object: *const u8) -> Result<(Slab<'_>, usize), Fault> {
-        let first = self.first_of(frames, object).ok_or_else(|| self.fault(frames, object))?;
+        let first = self.first_of(frames, object).ok_or_else(|| frames.fault_of(object))?;
         // SAFETY: the record says that it is a slab of this cache.
         let slab = unsafe { self.slab(frames, first) };
         let slot = slab.slot_of(object).ok_or(Fault::BadBase)?;
@@ -363,11 +363,6 @@ impl<P: Platform> Slabs<P> {
     #[inline]
     fn first_of(&self, frames: &Frames<P>, object: *const u8) -> Option<Frame> {
         frames.slab_around(frames.frame_of(object)?, self.id)
-    }
-
-    #[cold]
-    fn fault(&self, frames: &Frames<P>, object: *const u8) -> Fault {
-        frames.frame_of(object).map_or(Fault::BadAddress, |frame| frames.fault_at(frame))
     }
 
     /// The slab at `first`.

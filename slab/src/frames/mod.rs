@@ -137,6 +137,12 @@ impl<P> Frames<P> {
         Some(frame.block_start(self.records.get(frame)?.slab_order(cache)?))
     }
 
+    /// Why a free of `pointer` is wrong, where no allocation starts there.
+    #[cold]
+    pub(crate) fn fault_of(&self, pointer: *const u8) -> Fault {
+        self.frame_of(pointer).map_or(Fault::BadAddress, |frame| self.fault_at(frame))
+    }
+
     /// Why a free of something that starts in `frame` is wrong, where no allocation starts there: the block around the
     /// frame is free, or allocated, or there is none.
     #[cold]

@@ -316,6 +316,28 @@ fn row_9_an_object_of_another_cache_is_refused_and_both_are_named() {
 }
 
 #[test]
+fn rows_7_and_10_a_cache_without_objects_says_what_is_there_as_one_with_objects_does() {
+    let machine = Machine::new(START, 64);
+    let heap = machine.heap();
+    let make = |name| Plain::new(heap.caches(), name, layout(64, 8));
+    let (unused, used) = (make("unused"), make("used"));
+    free(&used, used.allocate().unwrap());
+    let run = heap.allocate(layout(5 * 4096, 8)).unwrap();
+    let gone = run.as_ptr().wrapping_add(4 * 4096);
+    // SAFETY: allocated so; it keeps four frames.
+    unsafe { heap.reallocate(run, layout(5 * 4096, 8), 4 * 4096) }.unwrap();
+    for cache in [&unused, &used] {
+        let refused = |object| refused(&heap, cache, object);
+        assert_eq!(refused(run.as_ptr()), "not the start of an allocation", "of this cache");
+        assert_eq!(refused(run.as_ptr().wrapping_add(4096)), "not the start of an allocation");
+        assert_eq!(refused(gone), "double free: it is free already, or was never allocated");
+        assert_eq!(refused(machine.at(0).wrapping_sub(4096)), "not memory of this allocator");
+    }
+    // SAFETY: it has four frames.
+    unsafe { heap.free(run, layout(4 * 4096, 8)) };
+}
+
+#[test]
 fn a_bad_one_among_many_stops_them_and_those_before_it_are_free() {
     let machine = Machine::new(START, 64);
     let heap = machine.heap();
