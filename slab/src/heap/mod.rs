@@ -313,17 +313,15 @@ impl<P: Platform> Heap<P> {
             return Err(Fault::WrongCache { freed: CacheName::first("the heap"), owner });
         };
         let state = cache.state_of(&self.caches, block)?;
-        // The class that it was allocated for, if it is allocated.
+        // The class that it was allocated for. One that is free may have been lent, and its own class says nothing.
         let class = match state {
-            USED => Some(id as usize),
-            LENT.. => Some((state - LENT) as usize),
-            _ => None,
+            USED => id as usize,
+            LENT.. => (state - LENT) as usize,
+            _ => return Err(Fault::DoubleFree),
         };
-        let size = class.map_or(cache.object_size(), |class| SIZES[class]);
-        match (class, wanted) {
-            (Some(class), Block::Class(wanted)) if class == wanted => Ok(Found::Object { class: id as usize, state }),
-            (None, _) if wanted.size() == size => Err(Fault::DoubleFree),
-            _ => Err(Fault::BadSize { freed: wanted.size(), allocated: size }),
+        match wanted {
+            Block::Class(wanted) if wanted == class => Ok(Found::Object { class: id as usize, state }),
+            _ => Err(Fault::BadSize { freed: wanted.size(), allocated: SIZES[class] }),
         }
     }
 

@@ -51,6 +51,21 @@ fn what_is_lent_is_aligned_as_the_request_says() {
 }
 
 #[test]
+fn row_1_what_was_lent_and_is_freed_twice_is_a_double_free_whatever_its_layout() {
+    on_exhausted(500, |heap| {
+        let wanted = layout(100, 8);
+        let block = heap.allocate(wanted).unwrap();
+        heap.free(block, wanted);
+        for layout in [wanted, layout(500, 8), layout(3 * 4096, 8)] {
+            let expected = "double free: it is free already, or was never allocated";
+            assert!(report_of(|| heap.free(block, layout)).ends_with(expected));
+            assert!(report_of(|| _ = heap.reallocate(block, layout, 8)).ends_with(expected));
+            heap.verify();
+        }
+    });
+}
+
+#[test]
 fn what_is_lent_is_freed_with_its_own_layout_only() {
     on_exhausted(500, |heap| {
         let wanted = layout(100, 8);
