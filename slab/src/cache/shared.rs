@@ -258,6 +258,7 @@ impl<P: Platform> Caches<P> {
             None => {
                 let count = u32::try_from(bytes.div_ceil(FRAME_SIZE)).ok()?;
                 let frame = self.allocate_frames(count, Order::ZERO)?;
+                self.frames.make_metadata(frame, count);
                 NonNull::new(self.frames.pointer(frame))
             }
         }
@@ -273,8 +274,7 @@ impl<P: Platform> Caches<P> {
             Some(slabs) => slabs.put(self, &[block], false),
             None => {
                 let Some(frame) = self.frames.frame_of(block) else { return };
-                // SAFETY: the caller gives it up.
-                unsafe { self.frames.free_run(frame, bytes.div_ceil(FRAME_SIZE) as u32) };
+                self.frames.free_metadata(frame, bytes.div_ceil(FRAME_SIZE) as u32);
             }
         }
     }

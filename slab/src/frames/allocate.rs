@@ -126,6 +126,19 @@ impl<P: Platform> Frames<P> {
         Ok(())
     }
 
+    /// Makes a run that the caches above have allocated for themselves one that nobody else can free.
+    pub(crate) fn make_metadata(&self, frame: Frame, count: u32) {
+        self.records.set_owner(frame, Owner::Metadata(count));
+    }
+
+    /// Frees such a run.
+    pub(crate) fn free_metadata(&self, frame: Frame, count: u32) {
+        if self.owner(frame) == Owner::Metadata(count) {
+            self.records.set_owner(frame, Owner::Inner);
+            self.release(frame, count);
+        }
+    }
+
     /// From allocated to nobody's, by one caller only; `false` where just so many frames are not allocated there.
     fn claim(&self, frame: Frame, count: u32) -> bool {
         self.records.get(frame).is_some_and(|record| record.claim(count))

@@ -148,7 +148,7 @@ impl<P> Frames<P> {
     #[cold]
     pub(crate) fn fault_at(&self, frame: Frame) -> Fault {
         match self.owner(frame) {
-            Owner::Unmanaged | Owner::Records => Fault::BadAddress,
+            Owner::Unmanaged | Owner::Records | Owner::Metadata(_) => Fault::BadAddress,
             Owner::Free(_) | Owner::Stock | Owner::Deferred(_) => Fault::DoubleFree,
             Owner::Pages(_) | Owner::Slab { .. } => Fault::BadBase,
             Owner::Inner => {

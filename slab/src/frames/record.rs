@@ -34,6 +34,8 @@ pub(crate) enum Owner {
     Deferred(u32),
     /// Whoever allocated it: the first of so many frames.
     Pages(u32),
+    /// The same, allocated by the caches above for themselves.
+    Metadata(u32),
     /// A cache: part of a slab, which starts at the frame's [`block_start`](Frame::block_start) of `order`.
     Slab { order: Order, cache: u32 },
 }
@@ -64,6 +66,9 @@ const STOCK: u32 = 4;
 const PAGES: u32 = 5;
 const SLAB: u32 = 6;
 const DEFERRED: u32 = 7;
+
+/// In place of an order, with [`PAGES`].
+const IS_METADATA: u32 = 1;
 
 const KIND_BITS: u32 = 3;
 const ORDER_BITS: u32 = 5;
@@ -101,6 +106,7 @@ impl Record {
             (INNER, _) => Owner::Inner,
             (RECORDS, _) => Owner::Records,
             (STOCK, _) => Owner::Stock,
+            (PAGES, order) if order == Order::new(IS_METADATA) => Owner::Metadata(self.count()),
             (PAGES, _) => Owner::Pages(self.count()),
             (DEFERRED, _) => Owner::Deferred(self.count()),
             (FREE, Some(order)) => Owner::Free(order),
@@ -119,7 +125,7 @@ impl Record {
 
     #[inline]
     pub(crate) fn set_owner(&self, owner: Owner) {
-        if let Owner::Pages(count) | Owner::Deferred(count) = owner {
+        if let Owner::Pages(count) | Owner::Metadata(count) | Owner::Deferred(count) = owner {
             self.count.store(count, Relaxed);
         }
         self.owner.store(
@@ -130,6 +136,7 @@ impl Record {
                 Owner::Free(order) => pack(FREE, order.get(), 0),
                 Owner::Stock => STOCK,
                 Owner::Pages(_) => PAGES,
+                Owner::Metadata(_) => pack(PAGES, IS_METADATA, 0),
                 Owner::Deferred(_) => DEFERRED,
                 Owner::Slab { order, cache } => pack(SLAB, order.get(), cache),
             },

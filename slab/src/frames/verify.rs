@@ -50,7 +50,7 @@ impl Tally {
                 self.free += order.frames() as usize;
                 return Some(order.frames());
             }
-            Owner::Pages(count) | Owner::Deferred(count) => return Some(count),
+            Owner::Pages(count) | Owner::Metadata(count) | Owner::Deferred(count) => return Some(count),
             Owner::Slab { .. } => {}
         }
         Some(1)

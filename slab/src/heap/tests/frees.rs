@@ -76,6 +76,25 @@ fn row_12_realloc_of_null_is_refused() {
 }
 
 #[test]
+fn row_13_large_memory_of_the_allocators_own_is_refused() {
+    let machine = Machine::new(START, FRAMES);
+    let heap = machine.heap();
+    let before = heap.frames().stats();
+    let bytes = 3 * 4096;
+    let own = heap.caches().allocate_metadata(bytes).unwrap();
+    // SAFETY: refused.
+    let report = report_of(|| unsafe { heap.free(own, layout(bytes, 8)) });
+    assert_eq!(report, format!("kslab: bad free of {own:p}: not memory of this allocator"));
+    let mut runs = 0;
+    heap.for_each_block(|_, _| runs += 1);
+    assert_eq!(runs, 0, "it is no block of anybody");
+    heap.verify().unwrap();
+    // SAFETY: allocated above.
+    unsafe { heap.caches().free_metadata(own.as_ptr(), bytes) };
+    assert_eq!(heap.frames().stats(), before);
+}
+
+#[test]
 fn row_13_the_allocators_own_memory_is_refused() {
     let machine = Machine::new(START, FRAMES);
     let heap = machine.heap();
