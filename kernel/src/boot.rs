@@ -9,7 +9,7 @@ use x86_64::instructions::interrupts;
 use x86_64::registers::control::{Cr0, Cr0Flags};
 
 use crate::stack::Stack;
-use crate::{cmdline, cpus, heap, memory, serial, threads, timer, traps};
+use crate::{cmdline, cpus, heap, memory, ramdisk, serial, threads, timer, traps};
 
 /// What the kernel runs on from the first instruction of Rust code on.
 pub(crate) static STACK: Stack<BOOT_STACK_SIZE> = Stack::new();
@@ -57,11 +57,14 @@ fn start() {
 /// # Safety
 ///
 /// Runs once, with interrupts off, after [`start`], on page tables that map all physical memory at
-/// [`memory::PHYSICAL_MEMORY`]. `boot_info` must be true: memory that it calls usable is unused.
+/// [`memory::PHYSICAL_MEMORY`]. `boot_info` must be true: memory that it calls usable is unused, and a ramdisk is mapped and
+/// not usable.
 unsafe fn enter(boot_info: &'static BootInfo, line: &'static [u8]) -> ! {
     cmdline::init(line);
     // SAFETY: the tables map physical memory where they should, and the loader is done with them.
     unsafe { memory::init() };
+    // SAFETY: the loader has put it where it says, for us alone.
+    unsafe { ramdisk::init(boot_info) };
     // SAFETY: usable memory is unused and mapped, as the caller promises.
     unsafe { heap::init(boot_info) };
     cpus::this().lend_number();

@@ -43,6 +43,18 @@ pub(crate) fn segment_at(address: VirtAddr) -> Option<Segment> {
     segments().into_iter().find(|segment| segment.addresses.contains(&address))
 }
 
+/// Whether `address` is in the code.
+pub(crate) fn is_code(address: VirtAddr) -> bool {
+    let [text, ..] = segments();
+    text.addresses.contains(&address)
+}
+
+/// Whether `address` is in the memory of variables.
+pub(crate) fn is_data(address: VirtAddr) -> bool {
+    let [.., data] = segments();
+    data.addresses.contains(&address)
+}
+
 /// The virtual addresses of the whole image.
 pub(crate) fn addresses() -> Range<VirtAddr> {
     let [start, _, _, end] = linker::bounds();

@@ -6,7 +6,7 @@
 //! 2. the `bootloader` crate loads it from a BIOS or UEFI disk image ([`boot::disk`]).
 //!
 //! When main starts, the heap serves allocations, exceptions are reported, interrupts are on, and all [CPUs](cpus) run. All that goes wrong for
-//! good (a panic, an exception) ends in [`stop::stop`].
+//! good (a panic, an exception) ends in [`stop::stop`], with the [calls](mod@backtrace) that led there.
 //!
 //! The crate also compiles for an x86_64 host, for tools and unit tests. There it never runs.
 
@@ -16,6 +16,7 @@
 
 extern crate alloc;
 
+pub mod backtrace;
 pub mod boot;
 pub mod cmdline;
 pub mod cpus;
@@ -23,12 +24,15 @@ pub mod heap;
 mod image;
 pub mod memory;
 pub mod qemu;
+pub mod ramdisk;
 pub mod serial;
 mod stack;
 pub mod stop;
+pub mod symbols;
 pub mod threads;
 pub mod time;
 pub mod timer;
 pub mod traps;
 
+pub use backtrace::backtrace;
 pub use bootloader_api::BootInfo;

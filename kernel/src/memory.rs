@@ -5,15 +5,20 @@
 //! | from [`PHYSICAL_MEMORY`] | all physical memory, and at least the first 4 GiB of physical addresses |
 //! | from `0xffff_9000_0000_0000` | registers of devices, uncached, each at its physical address plus this |
 //! | from `0xffff_a000_0000_0000` | stacks of CPUs and threads, each with a page below it that is not mapped |
+//! | from `0xffff_e000_0000_0000` | the [ramdisk](crate::ramdisk), read-only |
 //! | from `0xffff_ffff_8000_0000` | the kernel's image |
 //!
 //! Where the `bootloader` crate loaded the kernel, its tables map a few pages more, all below half of the address space.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use crate::cpus::Cpus;
 use kslab::IrqLock;
+use kslab::memory::FRAME_SIZE;
 use spin::Once;
 use x86_64::registers::control::Cr3;
 use x86_64::structures::paging::mapper::MapToError;
+use x86_64::structures::paging::page_table::PageTableLevel;
 use x86_64::structures::paging::{
     FrameAllocator, FrameDeallocator, Mapper, OffsetPageTable, Page, PageTable, PageTableFlags, PhysFrame, Size4KiB,
 };
@@ -27,6 +32,12 @@ pub const PHYSICAL_MEMORY: u64 = 0xffff_8000_0000_0000;
 
 /// The registers of devices are mapped here, each at its physical address plus this.
 const DEVICES: u64 = 0xffff_9000_0000_0000;
+
+/// The ramdisk is mapped here, if there is one, from the start of a page on.
+pub(crate) const RAMDISK: u64 = 0xffff_e000_0000_0000;
+
+/// The address in an entry that points to another table (Intel SDM vol. 3, table 4-15).
+const TABLE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 static TABLES: Once<IrqLock<Cpus, OffsetPageTable<'static>>> = Once::new();
 
@@ -53,6 +64,49 @@ pub(crate) unsafe fn init() {
             Ok((_, flush)) => flush.flush(),
             Err(error) => stop::stop(format_args!("guard page {guard:#x} was not unmapped: {error:?}"), |_| Ok(())),
         }
+    }
+}
+
+/// Makes `length` bytes from `start` on, which are mapped by small pages, read-only; stops the kernel if they are not.
+///
+/// For start-up: no other CPU forgets what it knows about these pages.
+pub(crate) fn make_read_only(start: u64, length: usize) {
+    let flags = PageTableFlags::PRESENT | PageTableFlags::NO_EXECUTE;
+    let end = start + length as u64;
+    let [first, end] =
+        [start, end.next_multiple_of(FRAME_SIZE as u64)].map(VirtAddr::new).map(Page::containing_address);
+    for page in Page::<Size4KiB>::range(first, end) {
+        // SAFETY: this takes a right away, which nobody has made use of.
+        match unsafe { tables().lock().update_flags(page, flags) } {
+            Ok(flush) => flush.flush(),
+            Err(error) => stop::stop(format_args!("{page:?} was not protected: {error:?}"), |_| Ok(())),
+        }
+    }
+}
+
+/// Whether the page of `address` is mapped. This takes no lock and may be called from anywhere; before [`init`] no page
+/// counts as mapped. The answer may be old but for a page that the caller knows to stay.
+pub(crate) fn is_mapped(address: VirtAddr) -> bool {
+    if !TABLES.is_completed() {
+        return false;
+    }
+    let mut table = Cr3::read().0.start_address();
+    let mut level = PageTableLevel::Four;
+    loop {
+        let index = usize::from(address.page_table_index(level));
+        let entry: *mut u64 = physical(table.as_u64()).cast::<u64>().wrapping_add(index);
+        // SAFETY: a table in force or below it, mapped as all physical memory is. They are never freed, and whoever changes an
+        // entry writes it whole.
+        let entry = unsafe { AtomicU64::from_ptr(entry) }.load(Ordering::Relaxed);
+        let flags = PageTableFlags::from_bits_truncate(entry);
+        if !flags.contains(PageTableFlags::PRESENT) {
+            return false;
+        }
+        match level.next_lower_level() {
+            Some(lower) if !flags.contains(PageTableFlags::HUGE_PAGE) => level = lower,
+            _ => return true,
+        }
+        table = PhysAddr::new(entry & TABLE_ADDRESS);
     }
 }
 

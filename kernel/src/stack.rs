@@ -8,7 +8,7 @@ use x86_64::VirtAddr;
 
 use crate::cpus::Cpus;
 use crate::heap::HEAP;
-use crate::memory;
+use crate::{image, memory};
 
 /// Bytes in the guard page below a stack.
 pub(crate) const GUARD: usize = 4096;
@@ -63,6 +63,11 @@ pub(crate) struct MappedStack {
     guard: VirtAddr,
     /// Bytes above the guard page.
     size: usize,
+}
+
+/// Whether stacks are in the memory that `address` is of, among other things.
+pub(crate) fn may_be_at(address: VirtAddr) -> bool {
+    (START..START + ADDRESSES).contains(&address.as_u64()) || image::is_data(address)
 }
 
 /// Gets the addresses for [`MappedStack`]s ready; whether there is memory for that.

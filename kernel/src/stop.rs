@@ -7,6 +7,7 @@ use core::time::Duration;
 use spin::Once;
 use x86_64::instructions::{hlt, interrupts};
 
+use crate::backtrace::{self, Backtrace};
 use crate::serial::{self, Port};
 use crate::{cpus, qemu, time};
 
@@ -38,10 +39,21 @@ pub fn on_stop(hook: Hook) {
 /// All other CPUs are halted first, by a non-maskable interrupt, so that there is one report and it is whole: where two
 /// stop at once, one reports.
 ///
-/// The report goes to the serial port without a lock: `headline` on a line of its own, then what `details` writes. If
+/// The report goes to the serial port without a lock: `headline` on a line of its own, then what `details` writes, then a
+/// line for each [call](crate::backtrace::Call) that led here. If
 /// something goes wrong in here, that is not reported in full again: the run ends with the headline `report during a
 /// report`.
+#[inline(never)]
 pub fn stop(headline: fmt::Arguments, details: impl FnOnce(&mut Port) -> fmt::Result) -> ! {
+    stop_after(backtrace::callers(), headline, details)
+}
+
+/// The same where other calls than our callers led here.
+pub(crate) fn stop_after(
+    calls: Backtrace,
+    headline: fmt::Arguments,
+    details: impl FnOnce(&mut Port) -> fmt::Result,
+) -> ! {
     interrupts::disable();
     be_the_reporter();
     let mut port = serial::emergency();
@@ -49,6 +61,7 @@ pub fn stop(headline: fmt::Arguments, details: impl FnOnce(&mut Port) -> fmt::Re
         0 => {
             halt_others();
             let _ = writeln!(port, "\nSTOP: {headline}").and_then(|()| details(&mut port));
+            let _ = write!(port, "{calls}");
             let _ = cpus::others()
                 .filter(|other| !other.has_stopped())
                 .try_for_each(|other| writeln!(port, "CPU {} did not halt", other.number()));
@@ -97,7 +110,7 @@ fn halt() -> ! {
 #[cfg(target_os = "none")]
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo) -> ! {
-    stop(format_args!("panic: {}", info.message()), |port| match info.location() {
+    stop_after(backtrace::callers(), format_args!("panic: {}", info.message()), |port| match info.location() {
         Some(location) => writeln!(port, "at {location}"),
         None => Ok(()),
     })

@@ -22,6 +22,7 @@ const MAX_LINE: usize = 4096;
 const CONFIG: BootloaderConfig = {
     let mut mappings = Mappings::new_default();
     mappings.physical_memory = Some(Mapping::FixedAddress(memory::PHYSICAL_MEMORY));
+    mappings.ramdisk_memory = Mapping::FixedAddress(memory::RAMDISK);
     let mut config = BootloaderConfig::new_default();
     config.mappings = mappings;
     // Left for our own before the first call.

@@ -1,5 +1,7 @@
 //! The kernel's page tables where there is no loader to make them.
 
+use core::ops::Range;
+
 use x86_64::structures::paging::mapper::MapToError;
 use x86_64::structures::paging::{
     FrameAllocator, Mapper, OffsetPageTable, Page, PageSize, PageTable, PageTableFlags, PhysFrame, Size2MiB, Size4KiB,
@@ -43,13 +45,14 @@ unsafe impl FrameAllocator<Size4KiB> for EarlyFrames {
     }
 }
 
-/// Makes tables that map physical memory up to the address `end` at [`memory::PHYSICAL_MEMORY`], and the image at its
-/// place with each segment's permissions. `None` when there are too few frames.
+/// Makes tables that map physical memory up to the address `end` at [`memory::PHYSICAL_MEMORY`], the image at its place with
+/// each segment's permissions, and the pages of the physical addresses `ramdisk` at [`memory::RAMDISK`], read-only. `None`
+/// when there are too few frames.
 ///
 /// # Safety
 ///
 /// The tables in force must map each frame of `frames` at its physical address.
-pub(super) unsafe fn build(end: u64, frames: &mut EarlyFrames) -> Option<PhysFrame> {
+pub(super) unsafe fn build(end: u64, ramdisk: Range<u64>, frames: &mut EarlyFrames) -> Option<PhysFrame> {
     let root = frames.allocate_frame()?;
     let table: *mut PageTable = root.start_address().as_u64() as *mut PageTable;
     // SAFETY: the frame is ours, mapped at its physical address, and large and aligned enough for a table.
@@ -59,6 +62,7 @@ pub(super) unsafe fn build(end: u64, frames: &mut EarlyFrames) -> Option<PhysFra
 
     map_physical_memory(&mut tables, end, frames).ok()?;
     image::segments().iter().try_for_each(|segment| map_segment(&mut tables, segment, frames)).ok()?;
+    map_ramdisk(&mut tables, ramdisk, frames).ok()?;
     Some(root)
 }
 
@@ -87,6 +91,22 @@ fn map_segment(
         let frame = PhysFrame::containing_address(image::physical(page.start_address()));
         // SAFETY: these tables are not in force yet.
         unsafe { tables.map_to(page, frame, segment.flags, frames)?.ignore() };
+    }
+    Ok(())
+}
+
+fn map_ramdisk(
+    tables: &mut OffsetPageTable,
+    addresses: Range<u64>,
+    frames: &mut EarlyFrames,
+) -> Result<(), MapToError<Size4KiB>> {
+    let flags = PageTableFlags::PRESENT | PageTableFlags::NO_EXECUTE;
+    let first = PhysFrame::containing_address(PhysAddr::new(addresses.start));
+    let end = PhysFrame::containing_address(PhysAddr::new(addresses.end.next_multiple_of(Size4KiB::SIZE)));
+    let pages = Page::containing_address(VirtAddr::new(memory::RAMDISK));
+    for (index, frame) in PhysFrame::range(first, end).enumerate() {
+        // SAFETY: these tables are not in force yet.
+        unsafe { tables.map_to(pages + index as u64, frame, flags, frames)?.ignore() };
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ const EARLY_END: u64 = GIB;
 /// Entries that the memory map may have, our own among them.
 const MAX_REGIONS: usize = 256;
 
-/// Page tables needed besides one for each GiB of physical memory.
+/// Page tables needed besides one for each GiB of physical memory and one for each 2 MiB of the ramdisk.
 const MORE_TABLES: u64 = 32;
 
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +64,12 @@ struct Module {
     size: u64,
     command_line: u64,
     reserved: u64,
+}
+
+impl Module {
+    fn addresses(&self) -> Range<u64> {
+        self.address..self.address.saturating_add(self.size)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -98,14 +104,14 @@ pub unsafe extern "sysv64" fn start_from_pvh(address: u64) -> ! {
     }
     // SAFETY: these are what QEMU put where; the early tables are in force until `replace_tables`.
     let (line_length, modules) = unsafe { (line_length(info.command_line), early(info.module_list, info.modules)) };
-    let ramdisk = modules.first().copied();
+    let ramdisk = modules.first().copied().filter(|module: &Module| module.size > 0);
     let mut regions = Regions::take();
     regions.reserve(address, size_of::<StartInfo>() as u64);
     regions.reserve(info.command_line, line_length as u64 + 1);
     // SAFETY: as above.
     unsafe { add_memory_map(&mut regions, &info) };
     add_modules(&mut regions, &info, modules);
-    replace_tables(&mut regions);
+    replace_tables(&mut regions, ramdisk.map_or(0..0, |module| module.addresses()));
 
     let boot_info = BOOT_INFO.call_once(|| boot_info(&info, ramdisk, regions));
     // SAFETY: the line was found there, and its memory is reserved.
@@ -150,7 +156,8 @@ fn boot_info(info: &StartInfo, ramdisk: Option<Module>, regions: Regions) -> Boo
     let mut boot_info = BootInfo::new(regions.finish());
     boot_info.physical_memory_offset = Some(memory::PHYSICAL_MEMORY).into();
     boot_info.rsdp_addr = (info.rsdp != 0).then_some(info.rsdp).into();
-    boot_info.ramdisk_addr = ramdisk.map(|module| memory::physical(module.address).addr() as u64).into();
+    let ramdisk_page = |module: Module| memory::RAMDISK + module.address % Size4KiB::SIZE;
+    boot_info.ramdisk_addr = ramdisk.map(ramdisk_page).into();
     boot_info.ramdisk_len = ramdisk.map_or(0, |module| module.size);
     boot_info.kernel_addr = image.start;
     boot_info.kernel_len = image.end - image.start;
@@ -200,12 +207,13 @@ impl Regions {
 }
 
 /// Makes the kernel's own page tables, in the first memory after the image with room for them, and puts them in force.
-/// Adds them to `regions`.
-fn replace_tables(regions: &mut Regions) {
+/// Adds them to `regions`. `ramdisk` is the physical addresses of the ramdisk.
+fn replace_tables(regions: &mut Regions, ramdisk: Range<u64>) {
     let image_end = image_frames().end;
     let usable = regions.entries().iter().filter(|region| region.kind == MemoryRegionKind::Usable);
     let end = usable.map(|region| region.end).fold(4 * GIB, u64::max).next_multiple_of(Size2MiB::SIZE);
-    let size = (end.div_ceil(GIB) + MORE_TABLES) * Size4KiB::SIZE;
+    let for_ramdisk = (ramdisk.end - ramdisk.start).div_ceil(Size2MiB::SIZE);
+    let size = (end.div_ceil(GIB) + for_ramdisk + MORE_TABLES) * Size4KiB::SIZE;
     let free = UsableFrames::new(regions.entries().iter().copied().map(Region::from))
         .map(|range| range.start.address().max(image_end)..range.end.address().min(EARLY_END))
         .find(|range| range.start.saturating_add(size) <= range.end);
@@ -215,7 +223,7 @@ fn replace_tables(regions: &mut Regions) {
     // SAFETY: the memory map calls this usable, all that is in use was reserved in it, and so will this be.
     let mut frames = unsafe { EarlyFrames::new(start, start + size) };
     // SAFETY: the frames lie below the first GiB, which the early tables map.
-    let Some(root) = (unsafe { paging::build(end, &mut frames) }) else {
+    let Some(root) = (unsafe { paging::build(end, ramdisk, &mut frames) }) else {
         stop(format_args!("{} KiB are too little for page tables", size / 1024), |_| Ok(()));
     };
     regions.reserve(start, frames.next() - start);

@@ -1,6 +1,7 @@
 //! The code at each vector, and the table that points to it.
 
 use core::arch::naked_asm;
+use core::mem;
 
 use x86_64::VirtAddr;
 use x86_64::structures::idt::InterruptDescriptorTable;
@@ -65,7 +66,8 @@ unsafe extern "sysv64" fn vectors() {
 
 /// Completes the [`TrapFrame`] on the stack, calls [`super::on_trap`], and returns from the trap.
 ///
-/// The CPU aligns the stack to 16 bytes before it pushes its 5 words; with the 17 pushed here the call is aligned too.
+/// The CPU aligns the stack to 16 bytes before it pushes its 5 words; with the 17 and 2 pushed here the call is aligned too.
+/// The 2 are a frame as if the code that was interrupted had called this: who follows frame pointers finds it.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn save_and_call() {
     naked_asm!(
@@ -85,8 +87,12 @@ unsafe extern "sysv64" fn save_and_call() {
         "push r14",
         "push r15",
         "mov rdi, rsp",
+        "push [rdi + {rip}]",
+        "push rbp",
+        "mov rbp, rsp",
         "cld",
         "call {on_trap}",
+        "add rsp, 16", // that frame
         "pop r15",
         "pop r14",
         "pop r13",
@@ -104,6 +110,7 @@ unsafe extern "sysv64" fn save_and_call() {
         "pop rax",
         "add rsp, 16", // vector and error code
         "iretq",
+        rip = const mem::offset_of!(TrapFrame, rip),
         on_trap = sym super::on_trap,
     )
 }

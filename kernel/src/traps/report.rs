@@ -7,6 +7,7 @@ use x86_64::registers::control::{Cr2, Cr3};
 use x86_64::structures::idt::PageFaultErrorCode;
 
 use super::{FIRST_INTERRUPT, TrapFrame, guards};
+use crate::backtrace::{self, Instruction};
 use crate::serial::Port;
 use crate::{cpus, image, stop, threads};
 
@@ -53,7 +54,8 @@ pub(super) fn stop(frame: &TrapFrame) -> ! {
     let address = Cr2::read_raw();
     let thread = (frame.vector == PAGE_FAULT).then(|| threads::guarded_at(VirtAddr::new_truncate(address))).flatten();
     let headline = Headline { vector: frame.vector, error_code: frame.error_code, address, thread };
-    stop::stop(format_args!("{headline}"), |port| details(frame, address, port))
+    let calls = backtrace::from_frame(frame.rbp as usize);
+    stop::stop_after(calls, format_args!("{headline}"), |port| details(frame, address, port))
 }
 
 fn details(frame: &TrapFrame, address: u64, port: &mut Port) -> fmt::Result {
@@ -68,7 +70,8 @@ fn details(frame: &TrapFrame, address: u64, port: &mut Port) -> fmt::Result {
     let TrapFrame { r8, r9, r10, r11, r12, r13, r14, r15, .. } = frame;
     writeln!(port, "rsi {rsi:#018x}  rdi {rdi:#018x}  rbp {rbp:#018x}  r8  {r8:#018x}")?;
     writeln!(port, "r9  {r9:#018x}  r10 {r10:#018x}  r11 {r11:#018x}  r12 {r12:#018x}")?;
-    writeln!(port, "r13 {r13:#018x}  r14 {r14:#018x}  r15 {r15:#018x}")
+    writeln!(port, "r13 {r13:#018x}  r14 {r14:#018x}  r15 {r15:#018x}")?;
+    writeln!(port, "  in {}", Instruction(*rip))
 }
 
 /// One line about a trap.
