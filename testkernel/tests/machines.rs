@@ -39,7 +39,7 @@ fn passes_with(text: &str, change: impl FnOnce(Machine) -> Machine) {
     assert!(!tests.is_empty());
     let mut passed = 0;
     let mut failures = Vec::new();
-    let machine = change(Machine::pvh(&kernel.elf));
+    let machine = change(Machine::pvh(&kernel.elf, &kernel.ramdisk));
     suite::run_group(&machine, &tests, Some(PATIENCE), &mut |event| {
         match event {
             Event::Verdict(verdict) if verdict.failure.is_some() => failures.push(verdict),
@@ -83,7 +83,7 @@ fn with_64_cpus() {
 #[test]
 fn a_cpu_that_does_not_start_is_reported_and_the_rest_go_on() {
     let kernel = kernel();
-    let machine = Machine { cpus: 4, lost_cpu: Some(1), ..Machine::pvh(&kernel.elf) };
+    let machine = Machine { cpus: 4, lost_cpu: Some(1), ..Machine::pvh(&kernel.elf, &kernel.ramdisk) };
     let tests: Vec<_> = kernel.tests.iter().filter(|test| test.name.starts_with("cpus::all_")).cloned().collect();
     let guest = Guest::start(&machine, &suite::command_line(&machine, &tests)).unwrap();
     let deadline = Instant::now() + PATIENCE;

@@ -24,6 +24,9 @@ struct Cli {
     /// The kernel's ELF file
     #[arg(long, value_name = "ELF")]
     kernel: PathBuf,
+    /// What the loader puts into memory beside the kernel
+    #[arg(long, value_name = "FILE")]
+    ramdisk: Option<PathBuf>,
     #[command(flatten)]
     images: Images,
 }
@@ -73,6 +76,11 @@ fn run(cli: &Cli) -> Result<()> {
     fs::write(&stripped, elf).with_context(|| format!("cannot write {}", stripped.display()))?;
     let mut builder = DiskImageBuilder::new(stripped);
     builder.set_boot_config(&boot_config());
+    if let Some(ramdisk) = &cli.ramdisk {
+        let readable = fs::metadata(ramdisk).and_then(|_| fs::File::open(ramdisk));
+        readable.with_context(|| format!("cannot read the ramdisk {}; correct --ramdisk", ramdisk.display()))?;
+        builder.set_ramdisk(ramdisk.clone());
+    }
 
     if let Some(path) = &cli.images.bios {
         make(path, |image| builder.create_bios_image(image))?;

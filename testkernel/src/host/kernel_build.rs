@@ -50,8 +50,8 @@ fn executable(message: &str) -> Option<PathBuf> {
     message["executable"].as_str().map(PathBuf::from)
 }
 
-/// Makes a disk image of the kernel at `elf` for `firmware`, which is `bios` or `uefi`. Gives its path.
-pub fn image(elf: &Path, firmware: &str) -> Result<PathBuf> {
+/// Makes a disk image of the kernel at `elf` and its ramdisk for `firmware`, which is `bios` or `uefi`. Gives its path.
+pub fn image(elf: &Path, ramdisk: &Path, firmware: &str) -> Result<PathBuf> {
     // TARGET-DIRECTORY/x86_64-unknown-none/PROFILE/testkernel
     let target = elf.ancestors().nth(3).context("the kernel is not in a target directory")?;
     let directory = target.join("image");
@@ -62,7 +62,7 @@ pub fn image(elf: &Path, firmware: &str) -> Result<PathBuf> {
     let mut command = cargo()?;
     command.args("run --locked --release --manifest-path testkernel/image/Cargo.toml".split(' '));
     command.arg("--target-dir").arg(&directory);
-    command.arg("--").arg("--kernel").arg(elf).arg(format!("--{firmware}")).arg(&image);
+    command.arg("--").arg("--kernel").arg(elf).arg("--ramdisk").arg(ramdisk).arg(format!("--{firmware}")).arg(&image);
     // The loader uses nightly features. It is built by cargos in this cargo, which must not wait for its directory.
     command.env("RUSTC_BOOTSTRAP", "1").env_remove("CARGO_TARGET_DIR").env_remove("CARGO_BUILD_TARGET_DIR");
     output(command).context("cannot make the disk image")?;

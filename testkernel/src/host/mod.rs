@@ -1,7 +1,8 @@
 //! The program that builds the kernel, boots it in QEMU and reads its report.
 //!
 //! [`setup`] finds and installs what the machine lacks, [`kernel_build`] builds, [`elf`] lists the tests, [`suite`]
-//! plans the boots, [`mod@qemu`] is the machine, [`report`] judges what a boot says, [`show`] prints.
+//! plans the boots, [`ramdisk`] makes what the kernel gets along, [`mod@qemu`] is the machine, [`report`] judges what a boot
+//! says, [`lines`] adds where in the sources that is, [`show`] prints.
 
 use std::{
     env,
@@ -25,8 +26,10 @@ use crate::protocol::When;
 pub mod cli;
 pub mod elf;
 pub mod kernel_build;
+pub mod lines;
 pub mod packages;
 pub mod qemu;
+pub mod ramdisk;
 pub mod report;
 pub mod setup;
 pub mod show;
@@ -37,6 +40,8 @@ pub mod suite;
 pub struct Kernel {
     /// Its ELF file.
     pub elf: PathBuf,
+    /// The ramdisk for it.
+    pub ramdisk: PathBuf,
     /// All its tests, sorted by name.
     pub tests: Vec<GuestTest>,
 }
@@ -45,7 +50,8 @@ pub struct Kernel {
 pub fn kernel() -> Result<Kernel> {
     let elf = kernel_build::kernel(setup::standard_library()?)?;
     let tests = elf::tests(&elf)?;
-    Ok(Kernel { elf, tests })
+    let ramdisk = ramdisk::make(&elf)?;
+    Ok(Kernel { elf, ramdisk, tests })
 }
 
 /// Makes sure that there is QEMU.
@@ -73,7 +79,7 @@ fn run(args: &Args) -> Result<ExitCode> {
     if !args.list {
         setup::ensure(needs(args.boot))?;
     }
-    let Kernel { elf, mut tests } = kernel()?;
+    let Kernel { elf, ramdisk, mut tests } = kernel()?;
     tests.retain(|test| args.selects(test));
     if tests.is_empty() {
         eprintln!("error: no test has such a name; `--list` shows them all");
@@ -82,13 +88,13 @@ fn run(args: &Args) -> Result<ExitCode> {
     if args.list {
         return list(&tests);
     }
-    let start = start(args.boot, &elf)?;
+    let start = start(args.boot, &elf, &ramdisk)?;
     if args.gdb {
-        let elf = elf.display();
-        eprintln!("The machine waits. To attach: gdb {elf} -ex 'target remote :1234'");
+        let shown = elf.display();
+        eprintln!("The machine waits. To attach: gdb {shown} -ex 'target remote :1234'");
     }
     let Args { cpus, memory, icount, gdb, .. } = *args;
-    let machine = Machine { start, cpus, memory, icount, gdb, lost_cpu: None, words: args.words() };
+    let machine = Machine { elf, start, cpus, memory, icount, gdb, lost_cpu: None, words: args.words() };
     let groups = suite::groups(tests);
     let tests: Vec<_> = groups.iter().flatten().collect();
     let mut show: Box<dyn Show> = if args.ktap {
@@ -115,13 +121,13 @@ fn needs(boot: BootPath) -> &'static [Need] {
     }
 }
 
-/// What the machine starts from, made of the kernel at `elf`.
-fn start(boot: BootPath, elf: &Path) -> Result<Start> {
+/// What the machine starts from, made of the kernel at `elf` and its ramdisk.
+fn start(boot: BootPath, elf: &Path, ramdisk: &Path) -> Result<Start> {
     Ok(match boot {
-        BootPath::Pvh => Start::Pvh(elf.into()),
-        BootPath::Bios => Start::Bios(kernel_build::image(elf, "bios")?),
+        BootPath::Pvh => Start::Pvh { ramdisk: Some(ramdisk.into()) },
+        BootPath::Bios => Start::Bios(kernel_build::image(elf, ramdisk, "bios")?),
         BootPath::Uefi => {
-            let image = kernel_build::image(elf, "uefi")?;
+            let image = kernel_build::image(elf, ramdisk, "uefi")?;
             let firmware = setup::firmware()?;
             Start::Uefi { image, firmware }
         }

@@ -25,6 +25,8 @@ const FIXED: &str = "-cpu max,vendor=GenuineIntel -nodefaults -display none -ser
 /// A machine that boots the test kernel.
 #[derive(Debug, Clone)]
 pub struct Machine {
+    /// The kernel's ELF file.
+    pub elf: PathBuf,
     /// How the kernel gets into it.
     pub start: Start,
     /// Number of CPUs.
@@ -44,8 +46,11 @@ pub struct Machine {
 /// How the kernel gets into the machine.
 #[derive(Debug, Clone)]
 pub enum Start {
-    /// QEMU loads this ELF file.
-    Pvh(PathBuf),
+    /// QEMU loads the ELF file.
+    Pvh {
+        /// And this file beside it.
+        ramdisk: Option<PathBuf>,
+    },
     /// BIOS boots this disk image.
     Bios(PathBuf),
     /// UEFI boots a disk image.
@@ -67,10 +72,11 @@ pub struct Firmware {
 }
 
 impl Machine {
-    /// The machine in which QEMU loads the kernel at `elf`, with one CPU and 256 MiB.
-    pub fn pvh(elf: &Path) -> Self {
+    /// The machine in which QEMU loads the kernel at `elf` and its ramdisk, with one CPU and 256 MiB.
+    pub fn pvh(elf: &Path, ramdisk: &Path) -> Self {
         Self {
-            start: Start::Pvh(elf.into()),
+            elf: elf.into(),
+            start: Start::Pvh { ramdisk: Some(ramdisk.into()) },
             cpus: 1,
             memory: Memory::DEFAULT,
             icount: false,
@@ -84,7 +90,7 @@ impl Machine {
     pub fn command(&self, line: &str) -> Command {
         let mut command = Command::new(QEMU);
         // Without a disk the firmware need not wait for its controller: most of a boot that counts instructions.
-        let board = if matches!(self.start, Start::Pvh(_)) { "q35,sata=off" } else { "q35" };
+        let board = if matches!(self.start, Start::Pvh { .. }) { "q35,sata=off" } else { "q35" };
         command.arg("-M").arg(board).args(FIXED.split_whitespace());
         command.arg("-m").arg(format!("{}M", self.memory.mib()));
         command.arg("-smp").arg(self.cpus.to_string());
@@ -96,19 +102,25 @@ impl Machine {
         if self.gdb {
             command.args(["-s", "-S"]);
         }
-        self.start.add_to(&mut command, line);
+        self.start.add_to(&mut command, &self.elf, line);
         command
     }
 }
 
 impl Start {
-    fn add_to(&self, command: &mut Command, line: &str) {
+    fn add_to(&self, command: &mut Command, elf: &Path, line: &str) {
         // Several machines share one image, and none changes it.
         let disk = |image: &Path| format!("format=raw,snapshot=on,file={}", option(&image.to_string_lossy()));
         // With a disk there is no command line for the kernel: it comes as a file that the machine offers.
         let file = format!("name=opt/kslab/cmdline,string={}", option(line));
         match self {
-            Self::Pvh(elf) => command.arg("-kernel").arg(elf).arg("-append").arg(line),
+            Self::Pvh { ramdisk } => {
+                if let Some(ramdisk) = ramdisk {
+                    // QEMU takes a list of files here.
+                    command.arg("-initrd").arg(option(&ramdisk.to_string_lossy()));
+                }
+                command.arg("-kernel").arg(elf).arg("-append").arg(line)
+            }
             // The loader's BIOS stage hangs where there is no VGA.
             Self::Bios(image) => command.args(["-vga", "std", "-drive"]).arg(disk(image)).arg("-fw_cfg").arg(file),
             Self::Uefi { image, firmware } => {
@@ -253,8 +265,10 @@ mod tests {
 
     #[test]
     fn the_command_line_reaches_the_kernel_on_every_path() {
-        let pvh = Machine::pvh(Path::new("/k,ernel"));
-        assert!(arguments(&pvh, "tests=1-2,4").ends_with("-kernel /k,ernel -append tests=1-2,4"));
+        let pvh = Machine::pvh(Path::new("/k,ernel"), Path::new("/ram,disk"));
+        assert!(arguments(&pvh, "tests=1-2,4").ends_with("-initrd /ram,,disk -kernel /k,ernel -append tests=1-2,4"));
+        let bare = Machine { start: Start::Pvh { ramdisk: None }, ..pvh.clone() };
+        assert!(!arguments(&bare, "").contains("-initrd"));
         let bios = Machine { start: Start::Bios("/b,ios.img".into()), ..pvh };
         let end = "-vga std -drive format=raw,snapshot=on,file=/b,,ios.img \
             -fw_cfg name=opt/kslab/cmdline,string=tests=1-2,,4";
@@ -269,7 +283,7 @@ mod tests {
 
     #[test]
     fn the_machine_is_as_asked_for() {
-        let plain = Machine::pvh(Path::new("/kernel"));
+        let plain = Machine::pvh(Path::new("/kernel"), Path::new("/ramdisk"));
         let words = arguments(&plain, "");
         assert!(words.starts_with("-M q35,sata=off -cpu max"));
         assert!(words.contains("-m 256M -smp 1 -accel tcg,thread=multi ") && !words.contains(" -s "));

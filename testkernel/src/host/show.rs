@@ -209,7 +209,7 @@ mod tests {
     fn people_see_a_line_a_test_then_tables_and_failures() {
         let named =
             |name: &str| GuestTest { name: name.into(), number: 0, stops_with: None, when: When::Always, cpus: 1 };
-        let machine = Machine { icount: true, ..Machine::pvh(Path::new("/kernel")) };
+        let machine = Machine { icount: true, ..Machine::pvh(Path::new("/kernel"), Path::new("/ramdisk")) };
         let mut out = Vec::new();
         let tests = [named("a::x"), named("b::long")];
         let mut show = Human::new(&mut out, &machine, BootPath::Pvh, &tests.each_ref()).unwrap();

@@ -10,6 +10,7 @@ use anyhow::Result;
 
 use super::{
     elf::GuestTest,
+    lines,
     qemu::{Guest, Machine, Output},
     report::{End, Report, Verdict, frame_in},
 };
@@ -87,13 +88,21 @@ fn boot(
     let end = watch(machine, tests, patience, &mut |line| {
         let Some(verdict) = report.line(line) else { return true };
         settled += 1;
-        emit(Event::Verdict(verdict))
+        emit(Event::Verdict(with_lines(machine, verdict)))
     })?;
     let ended = report.end(&end);
     settled += ended.verdicts.len();
-    let verdicts = ended.verdicts.into_iter().map(Event::Verdict);
+    let verdicts = ended.verdicts.into_iter().map(|verdict| Event::Verdict(with_lines(machine, verdict)));
     let tables = (!ended.tables.is_empty()).then_some(Event::Tables(ended.tables));
     verdicts.chain(tables).all(emit).then_some(settled)
+}
+
+/// Has what the kernel says about a failure name files and lines.
+fn with_lines(machine: &Machine, mut verdict: Verdict) -> Verdict {
+    if let Some(failure) = &mut verdict.failure {
+        lines::add(&machine.elf, &mut failure.console);
+    }
+    verdict
 }
 
 /// Starts the machine and passes its lines on until it ends, or makes no progress for too long. `None` as soon as
@@ -173,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_machine_has_the_cpus_that_its_tests_want() {
-        let machine = Machine { cpus: 2, ..Machine::pvh("/kernel".as_ref()) };
+        let machine = Machine { cpus: 2, ..Machine::pvh("/kernel".as_ref(), "/ramdisk".as_ref()) };
         let wants = |cpus| GuestTest { cpus, ..test(0, None) };
         let cpus = |tests: &[GuestTest]| machine_for(&machine, tests).cpus;
         assert_eq!((cpus(&[wants(1)]), cpus(&[wants(1), wants(4), wants(3)]), cpus(&[])), (2, 4, 2));
@@ -181,7 +190,7 @@ mod tests {
 
     #[test]
     fn the_command_line_keeps_the_order_and_joins_runs() {
-        let plain = Machine::pvh(Path::new("/kernel"));
+        let plain = Machine::pvh(Path::new("/kernel"), Path::new("/ramdisk"));
         let tests = |numbers: &[usize]| numbers.iter().map(|&n| test(n, None)).collect::<Vec<_>>();
         let line = |numbers: &[usize]| command_line(&plain, &tests(numbers));
         assert_eq!(line(&[7]), "cpus=1 tests=7");
