@@ -110,6 +110,21 @@ fn people_see_which_test_failed_and_why() {
 }
 
 #[test]
+fn people_see_the_calls_that_led_to_a_failure() {
+    /// Whether the console has such a line: `place` is where, `function` has its path.
+    fn shows(ran: &Ran, place: &str, function: &str, source: &str) -> bool {
+        let (start, name) =
+            (format!("  |   {place} 0xffffffff8"), format!(" testkernel::guest::tests::broken::{function}+0x"));
+        ran.stdout.lines().any(|line| line.starts_with(&start) && line.contains(&name) && line.contains(source))
+    }
+    let ran = launch("broken::fails broken::faults --broken");
+    let source = "(testkernel/src/guest/tests/broken.rs:";
+    assert!(shows(&ran, "at", "fails", source), "{ran:?}");
+    assert!(shows(&ran, "in", "read_nowhere", source), "{ran:?}");
+    assert!(shows(&ran, "at", "faults", source), "{ran:?}");
+}
+
+#[test]
 fn counting_instructions_gives_the_same_report_again() {
     let first = launch("--icount --ktap");
     assert_eq!(first.code, Some(0), "{first:?}");

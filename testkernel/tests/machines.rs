@@ -1,7 +1,7 @@
 //! The suite on machines other than the usual one.
 
 use std::{
-    iter,
+    fs, iter,
     sync::OnceLock,
     time::{Duration, Instant},
 };
@@ -9,7 +9,7 @@ use std::{
 use testkernel::host::{
     self, Kernel,
     elf::GuestTest,
-    qemu::{Guest, Machine, Output},
+    qemu::{Guest, Machine, Output, Start},
     suite::{self, Event},
 };
 
@@ -96,6 +96,36 @@ fn a_cpu_that_does_not_start_is_reported_and_the_rest_go_on() {
     assert_eq!(lines.iter().filter(|line| *line == reported).count(), 1, "{lines:#?}");
     let passed = lines.iter().filter(|line| line.starts_with("@kslab ktap ok ")).count();
     assert!(passed == tests.len() && passed > 0, "{lines:#?}");
+}
+
+#[test]
+fn without_a_ramdisk_or_with_a_damaged_one_a_report_has_addresses_alone() {
+    let kernel = kernel();
+    let whole = fs::read(&kernel.ramdisk).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &[u8]| {
+        let path = directory.path().join(name);
+        fs::write(&path, content).unwrap();
+        Some(path)
+    };
+    let noise: Vec<_> = (0..100_001_u32).map(|n| (n.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();
+    let ramdisks = [None, file("cut", &whole[..whole.len() / 2]), file("noise", &noise), file("byte", &[7])];
+    let tests: Vec<_> = kernel.tests.iter().filter(|test| test.name == "broken::fails").cloned().collect();
+    for ramdisk in ramdisks {
+        let start = Start::Pvh { ramdisk };
+        let machine = Machine { start, ..Machine::pvh(&kernel.elf, &kernel.ramdisk) };
+        let mut failures = Vec::new();
+        suite::run_group(&machine, &tests, Some(PATIENCE), &mut |event| {
+            let Event::Verdict(verdict) = event else { return true };
+            failures.extend(verdict.failure);
+            true
+        });
+        let [failure] = &failures[..] else { panic!("{:?}: {failures:#?}", machine.start) };
+        assert!(failure.reason.ends_with("right: 3"), "{:?}: {failure:#?}", machine.start);
+        let calls: Vec<_> = failure.console.iter().filter(|line| line.starts_with("  at 0x")).collect();
+        let source = |line: &&String| line.contains(" (testkernel/src/guest/tests/broken.rs:");
+        assert!(calls.iter().any(source) && !calls.iter().any(|line| line.contains("+0x")), "{failure:#?}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use kernel::memory;
+use kernel::{memory, ramdisk};
 use x86_64::registers::control::Cr3;
 use x86_64::structures::paging::page_table::PageTableLevel;
 use x86_64::structures::paging::{PageTable, PageTableFlags, PhysFrame};
@@ -41,10 +41,11 @@ fn pages_of<T: ?Sized>(value: &T) -> Range<u64> {
     (start / PAGE * PAGE) as u64..(start + size_of_val(value)) as u64
 }
 
-test!(what_is_in_use_is_never_handed_out);
-fn what_is_in_use_is_never_handed_out() {
+test!(row_54_what_is_in_use_is_never_handed_out);
+fn row_54_what_is_in_use_is_never_handed_out() {
     let info = boot_info();
-    let wanted = [IMAGE..u64::MAX, pages_of(info), pages_of(&*info.memory_regions)];
+    assert!(!ramdisk::bytes().is_empty());
+    let wanted = [IMAGE..u64::MAX, pages_of(info), pages_of(&*info.memory_regions), pages_of(ramdisk::bytes())];
     let blocks = take_all();
     let (mut visited, mut handed_out) = (0, None);
     walk(Cr3::read().0, PageTableLevel::Four, 0, &wanted, &mut |address| {
@@ -55,6 +56,9 @@ fn what_is_in_use_is_never_handed_out() {
         handed_out = handed_out.or(blocks.iter().find(|block| inside(block)).map(|_| address));
     });
     give_back(blocks);
-    assert_eq!(handed_out, None, "the frame at this address holds a page table, the image or the boot information");
+    assert_eq!(
+        handed_out, None,
+        "the frame at this address holds a page table, the image, the ramdisk or the boot information"
+    );
     assert!(visited > 50, "only {visited} frames of tables and image were found");
 }

@@ -16,6 +16,20 @@ fn fails() {
     assert_eq!(1 + 1, 3, "broken on purpose");
 }
 
+/// Reads where nothing is mapped.
+#[inline(never)]
+fn read_nowhere() -> u8 {
+    let byte;
+    // SAFETY: the CPU refuses to.
+    unsafe { asm!("mov {}, [{}]", out(reg_byte) byte, in(reg) 0xffff_b000_0000_0000_u64, options(nostack, readonly)) };
+    byte
+}
+
+test!(faults, broken);
+fn faults() {
+    assert_eq!(read_nowhere(), 1);
+}
+
 test!(hangs, broken);
 fn hangs() {
     loop {

@@ -1,6 +1,7 @@
 //! The tests that run in the kernel.
 
 mod arenas;
+mod backtraces;
 mod boot;
 mod broken;
 mod caches;
