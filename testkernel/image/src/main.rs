@@ -77,8 +77,8 @@ fn run(cli: &Cli) -> Result<()> {
     let mut builder = DiskImageBuilder::new(stripped);
     builder.set_boot_config(&boot_config());
     if let Some(ramdisk) = &cli.ramdisk {
-        let readable = fs::metadata(ramdisk).and_then(|_| fs::File::open(ramdisk));
-        readable.with_context(|| format!("cannot read the ramdisk {}; correct --ramdisk", ramdisk.display()))?;
+        fs::File::open(ramdisk)
+            .with_context(|| format!("cannot read the ramdisk {}; correct --ramdisk", ramdisk.display()))?;
         builder.set_ramdisk(ramdisk.clone());
     }
 
@@ -144,15 +144,18 @@ mod tests {
     }
 
     #[test]
-    fn one_run_makes_both_images_with_the_stripped_kernel() {
+    fn one_run_makes_both_images_with_the_stripped_kernel_and_the_ramdisk() {
         let dir = tempfile::tempdir().unwrap();
-        made(dir.path(), &["--bios", "DIR/new/b.img", "--uefi", "DIR/u.img"]).unwrap();
+        let ramdisk = b"what the boot loader puts beside the kernel";
+        fs::write(dir.path().join("r"), ramdisk).unwrap();
+        made(dir.path(), &["--ramdisk", "DIR/r", "--bios", "DIR/new/b.img", "--uefi", "DIR/u.img"]).unwrap();
         let bios = fs::read(dir.path().join("new/b.img")).unwrap();
         let uefi = fs::read(dir.path().join("u.img")).unwrap();
         assert_eq!(bios[510..512], [0x55, 0xaa]);
         assert_eq!(&uefi[512..520], b"EFI PART");
         for image in [bios, uefi] {
             assert!(contains(&image, kernel::tests::CODE));
+            assert!(contains(&image, ramdisk));
             assert!(contains(&image, b"\"log_level\": \"Warn\""));
             assert!(!contains(&image, kernel::tests::DEBUG_INFO));
         }
@@ -175,6 +178,7 @@ mod tests {
             run(&no_kernel).unwrap_err(),
             made(dir.path(), &["--bios", "DIR"]).unwrap_err(),
             made(dir.path(), &["--uefi", "DIR/kernel/u.img"]).unwrap_err(),
+            made(dir.path(), &["--ramdisk", "/nowhere/r", "--bios", "DIR/b.img"]).unwrap_err(),
         ] {
             let message = format!("{error:#}");
             assert!(message.starts_with("cannot "), "{message}");

@@ -2,14 +2,14 @@
 //!
 //! The kernel writes `  at ADDRESS FUNCTION+OFFSET` for an address to return to, and `  in` for an instruction.
 
-use std::{fs, path::Path};
+use std::{fs, ops::Range, path::Path};
 
 use addr2line::{
     Context,
     gimli::{Dwarf, EndianSlice, LittleEndian as Little},
 };
 use anyhow::Result;
-use object::{LittleEndian, Object, ObjectSection, read::elf::ElfFile64};
+use object::{LittleEndian, Object, ObjectSection, SectionKind, read::elf::ElfFile64};
 
 use super::kernel_build;
 
@@ -20,9 +20,9 @@ pub fn add(elf: &Path, lines: &mut [String]) {
         return;
     }
     let Ok(data) = fs::read(elf) else { return };
-    let Ok(context) = context(&data) else { return };
+    let Ok(kernel) = Kernel::new(&data) else { return };
     for line in lines {
-        let places = address_in(line).map(|address| places(&context, address)).unwrap_or_default();
+        let places = address_in(line).map(|address| kernel.places(address)).unwrap_or_default();
         if let Some((first, rest)) = places.split_first() {
             let rest: String = rest.iter().map(|place| format!(", inlined at {place}")).collect();
             *line += &format!(" ({first}{rest})");
@@ -30,13 +30,36 @@ pub fn add(elf: &Path, lines: &mut [String]) {
     }
 }
 
-type Reader<'a> = EndianSlice<'a, Little>;
+/// What is known about the code.
+struct Kernel<'a> {
+    sources: Context<EndianSlice<'a, Little>>,
+    /// Where it is. What was left out of the file has debug information too, with addresses around 0.
+    code: Vec<Range<u64>>,
+}
 
-fn context(elf: &[u8]) -> Result<Context<Reader<'_>>> {
-    let file = ElfFile64::<LittleEndian>::parse(elf)?;
-    let section = |name| file.section_by_name(name).map_or(Ok(&[][..]), |section| section.data());
-    let dwarf = Dwarf::load(|id| section(id.name()).map(|data| EndianSlice::new(data, Little)))?;
-    Ok(Context::from_dwarf(dwarf)?)
+impl<'a> Kernel<'a> {
+    fn new(elf: &'a [u8]) -> Result<Self> {
+        let file = ElfFile64::<LittleEndian>::parse(elf)?;
+        let section = |name| file.section_by_name(name).map_or(Ok(&[][..]), |section| section.data());
+        let dwarf = Dwarf::load(|id| section(id.name()).map(|data| EndianSlice::new(data, Little)))?;
+        let code = file.sections().filter(|section| section.kind() == SectionKind::Text);
+        let code = code.map(|section| section.address()..section.address() + section.size()).collect();
+        Ok(Self { sources: Context::from_dwarf(dwarf)?, code })
+    }
+
+    /// The place in the sources, and those that it is inlined at, from the inside out.
+    fn places(&self, address: u64) -> Vec<String> {
+        let mut places = Vec::new();
+        if !self.code.iter().any(|code| code.contains(&address)) {
+            return places;
+        }
+        let Ok(mut frames) = self.sources.find_frames(address).skip_all_loads() else { return places };
+        while let Ok(Some(frame)) = frames.next() {
+            let location = frame.location.and_then(|location| Some((location.file?, location.line?)));
+            places.extend(location.map(|(file, line)| format!("{}:{line}", short(file))));
+        }
+        places
+    }
 }
 
 /// The address of an instruction of the place that `line` is about.
@@ -49,19 +72,6 @@ fn address_in(line: &str) -> Option<u64> {
         _ => return None,
     };
     u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?.checked_sub(back)
-}
-
-/// The place in the sources, and those that it is inlined at, from the inside out.
-fn places(context: &Context<Reader>, address: u64) -> Vec<String> {
-    let mut places = Vec::new();
-    let Ok(mut frames) = context.find_frames(address).skip_all_loads() else { return places };
-    while let Ok(Some(frame)) = frames.next() {
-        let Some((file, line)) = frame.location.and_then(|location| Some((location.file?, location.line?))) else {
-            break;
-        };
-        places.push(format!("{}:{line}", short(file)));
-    }
-    places
 }
 
 /// The path without what depends on this machine.

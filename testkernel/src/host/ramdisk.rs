@@ -7,8 +7,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use object::{
+    Endianness, LittleEndian, Object, ObjectSymbol, SymbolKind,
     build::elf::{Builder, SectionData},
-    elf::{SHN_ABS, STT_FUNC},
+    elf::{EM_X86_64, SHN_ABS, SHT_STRTAB, SHT_SYMTAB},
+    read::elf::ElfFile64,
 };
 use tempfile::NamedTempFile;
 
@@ -46,17 +48,23 @@ fn archive(files: &[(&str, &[u8])]) -> Result<Vec<u8>> {
 
 /// An ELF file that has the functions of the symbol table of `elf` and nothing else: firmware is slow to read a large one.
 fn symbols(elf: &[u8]) -> Result<Vec<u8>> {
-    let mut builder = Builder::read(elf)?;
-    builder.segments.iter_mut().for_each(|segment| segment.delete = true);
-    for section in &mut builder.sections {
-        let data = &section.data;
-        let kept = matches!(data, SectionData::Symbol | SectionData::String | SectionData::SectionString);
-        section.delete = !kept;
+    let mut builder = Builder::new(Endianness::Little, true);
+    builder.header.e_machine = EM_X86_64;
+    for (name, sh_type, data) in [
+        (".symtab", SHT_SYMTAB, SectionData::Symbol),
+        (".strtab", SHT_STRTAB, SectionData::String),
+        (".shstrtab", SHT_STRTAB, SectionData::SectionString),
+    ] {
+        let section = builder.sections.add();
+        (section.name, section.sh_type, section.data) = (name.into(), sh_type, data);
     }
-    for symbol in &mut builder.symbols {
-        symbol.delete = symbol.st_type() != STT_FUNC;
-        // Its section is not there any more; its address stays.
-        (symbol.section, symbol.st_shndx) = (None, SHN_ABS);
+    let file = ElfFile64::<LittleEndian>::parse(elf)?;
+    for function in file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text) {
+        let symbol = builder.symbols.add();
+        symbol.name = function.name()?.into();
+        symbol.st_info = function.elf_symbol().st_info;
+        symbol.st_shndx = SHN_ABS;
+        (symbol.st_value, symbol.st_size) = (function.address(), function.size());
     }
     let mut out = Vec::new();
     builder.write(&mut out)?;
@@ -66,8 +74,6 @@ fn symbols(elf: &[u8]) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use std::{env, io::Read};
-
-    use object::{Object, ObjectSymbol, SymbolKind, read::elf::ElfFile64};
 
     use super::*;
 
@@ -90,7 +96,7 @@ mod tests {
         let elf = fs::read(env::current_exe().unwrap()).unwrap();
         let symbols = symbols(&elf).unwrap();
         let functions = |elf: &[u8]| -> Vec<_> {
-            let file = ElfFile64::<object::LittleEndian>::parse(elf).unwrap();
+            let file = ElfFile64::<LittleEndian>::parse(elf).unwrap();
             let functions = file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text);
             functions.map(|symbol| (symbol.name().unwrap().to_owned(), symbol.address(), symbol.size())).collect()
         };

@@ -116,7 +116,8 @@ impl<W: Write> Show for Human<W> {
     }
 }
 
-/// KTAP version 1 and nothing else: the reports of all boots as one.
+/// KTAP version 1 and nothing else: the reports of all boots as one. What the kernel says on its console besides, with the
+/// calls that led to a failure, is left out.
 #[derive(Debug)]
 pub struct Ktap<W> {
     out: W,
