@@ -40,9 +40,8 @@ pub fn on_stop(hook: Hook) {
 /// stop at once, one reports.
 ///
 /// The report goes to the serial port without a lock: `headline` on a line of its own, then what `details` writes, then a
-/// line for each [call](crate::backtrace::Call) that led here. If
-/// something goes wrong in here, that is not reported in full again: the run ends with the headline `report during a
-/// report`.
+/// line for each [call](crate::backtrace::Call) that led here. If something goes wrong in here, that is not reported in
+/// full again: the run ends with the headline `report during a report`.
 #[inline(never)]
 pub fn stop(headline: fmt::Arguments, details: impl FnOnce(&mut Port) -> fmt::Result) -> ! {
     stop_after(backtrace::callers(), headline, details)

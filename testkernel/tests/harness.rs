@@ -126,10 +126,12 @@ fn people_see_the_calls_that_led_to_a_failure() {
 
 #[test]
 fn counting_instructions_gives_the_same_report_again() {
-    let first = launch("--icount --ktap");
+    // A test that waits for long takes longest where instructions are counted.
+    let args = "--icount --ktap --timeout 300";
+    let first = launch(args);
     assert_eq!(first.code, Some(0), "{first:?}");
     assert!(ktap(&first.stdout).iter().any(|(.., notes)| notes.iter().any(|note| note.ends_with(" ticks"))));
-    assert_eq!(launch("--icount --ktap").stdout, first.stdout);
+    assert_eq!(launch(args).stdout, first.stdout);
 }
 
 #[test]
