@@ -1,7 +1,6 @@
 //! The tests that run in the kernel.
 
 mod arenas;
-mod backtraces;
 mod boot;
 mod broken;
 mod caches;
@@ -25,6 +24,7 @@ mod steps;
 mod stops;
 mod storm;
 mod support;
+mod symbols;
 mod threads;
 mod timer;
 mod traps;

@@ -59,11 +59,11 @@ test!(a_function_has_its_name);
 fn a_function_has_its_name() {
     let start = innermost as *const () as u64;
     let symbol = symbols::find(start).expect("it has a symbol");
-    assert_eq!(symbol.name().to_string(), "testkernel::guest::tests::backtraces::innermost");
+    assert_eq!(symbol.name().to_string(), "testkernel::guest::tests::symbols::innermost");
     assert_eq!(symbol.offset, 0);
     assert_eq!(symbols::find(start + 1).map(|symbol| symbol.offset), Some(1));
     let call = Call(start as usize + 1).to_string();
-    assert_eq!(call, alloc::format!("{:#x} testkernel::guest::tests::backtraces::innermost+0x1", start + 1));
+    assert_eq!(call, alloc::format!("{:#x} testkernel::guest::tests::symbols::innermost+0x1", start + 1));
 }
 
 test!(what_is_no_function_has_no_name);
