@@ -34,7 +34,7 @@ pub const PHYSICAL_MEMORY: u64 = 0xffff_8000_0000_0000;
 const DEVICES: u64 = 0xffff_9000_0000_0000;
 
 /// The ramdisk is mapped here, if there is one, from the start of a page on.
-pub(crate) const RAMDISK: u64 = 0xffff_e000_0000_0000;
+pub const RAMDISK: u64 = 0xffff_e000_0000_0000;
 
 /// The address in an entry that points to another table (Intel SDM vol. 3, table 4-15).
 const TABLE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
