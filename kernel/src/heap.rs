@@ -1,12 +1,15 @@
 //! The kernel's heap.
 
-use crate::cpus::Cpus;
+use core::fmt::Write;
+
 use bootloader_api::BootInfo;
 use kslab::Heap;
+use kslab::fault::{OnFault, Report};
 use kslab::memory::Region;
 
+use crate::cpus::Cpus;
 use crate::stop::stop;
-use crate::{cmdline, memory};
+use crate::{backtrace, cmdline, memory};
 
 /// What `Box`, `Vec` and their like allocate from; its page frames serve page tables too.
 #[cfg_attr(target_os = "none", global_allocator)]
@@ -24,7 +27,22 @@ pub(crate) unsafe fn init(boot_info: &BootInfo) {
     if let Err(error) = unsafe { HEAP.init(regions, memory::physical(0)) } {
         stop(format_args!("no heap: {error}"), |_| Ok(()));
     }
+    HEAP.set_backtrace(Some(|addresses| _ = backtrace::fill(addresses)));
+    HEAP.set_fault_handler(Some(on_fault));
     if let Some(Err(error)) = cmdline::value("kslab.check").map(|rules| HEAP.set_checks(rules)) {
         stop(format_args!("kslab.check: {error}"), |_| Ok(()));
     }
+}
+
+/// Stops the kernel with the report, and with the names of the functions that called the allocator before.
+pub fn on_fault(report: &Report) -> OnFault {
+    stop(format_args!("panic: {report}"), |port| {
+        for (name, event) in [("allocated", report.allocated), ("freed", report.freed)] {
+            let Some(event) = event else { continue };
+            writeln!(port, "{name} by:")?;
+            let calls = event.addresses.into_iter().take_while(|&address| address != 0);
+            calls.map(backtrace::Call).try_for_each(|call| writeln!(port, "{call}"))?;
+        }
+        Ok(())
+    })
 }

@@ -289,7 +289,7 @@ fn a_kernel_may_keep_bad_objects_out_of_circulation_and_go_on() {
     let frame = frames().allocate(Order::ZERO).expect("a frame");
     // SAFETY: allocated above; the second free is refused.
     (0..2).for_each(|_| unsafe { frames().free(frame, Order::ZERO) });
-    HEAP.set_fault_handler(None);
+    HEAP.set_fault_handler(Some(kernel::heap::on_fault));
     assert_eq!(HEAP.faults() - before, 3);
     let more: [_; 50] = [(); 50].map(|()| cache.allocate().expect("memory"));
     assert!(!more.contains(&over) && more.contains(&twice));
