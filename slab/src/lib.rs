@@ -82,9 +82,12 @@
 //! | deferred | nobody; it was freed in an NMI, and its slab takes it back later |
 //! | used | whoever allocated it |
 //! | lent | the same, for a smaller size class that had no memory |
+//! | audited | the same, while it is checked |
+//! | quarantined | nobody; it was freed with checks, and waits |
+//! | kept | nobody, for good: something wrote over it |
 //!
 //! A byte outside the object says which, and is set and tested at each step. A free is an atomic exchange of it, so that
-//! of two CPUs that free one object at once just one succeeds. The allocator never writes into an object,
+//! of two CPUs that free one object at once just one succeeds. Without checks the allocator never writes into an object,
 //! neither while it is used nor while it is free: what a constructor or a user leaves there stays.
 //!
 //! ## The frame record
@@ -113,9 +116,13 @@
 //!
 //! In release builds too, a free is refused before it has changed anything if the pointer is free already, was never
 //! allocated, is not the start of an allocation or not this allocator's, belongs to another cache, or if its size class
-//! is another than the layout's. The report is a panic that names the pointer and the reason. Not caught are a second
-//! free after the slot has been allocated anew, an alignment that leads to the same size class, and writes outside an
-//! object or after its free.
+//! is another than the layout's. The [report](fault) names pointer, cache, object, slot and caller, and the kernel stops
+//! with it, or goes on if its [handler](Heap::set_fault_handler) says so. Not caught are a second free after the slot has
+//! been allocated anew, a size or an alignment that leads to the same size class, and writes outside an object or after its
+//! free: those are for the [checks](check), which are switched on cache by cache at run time.
+//!
+//! What something wrote over of the allocator's own data, a slab's header, a magazine, a link of free page frames, is
+//! reported when it is come upon, before a link of it is followed.
 //!
 //! # Limits
 //!
@@ -148,6 +155,8 @@
 //! | `frames::{init, records, stock, lend, regions, block, allocate}` | records in the memory that they describe; the contracts of free and add |
 //! | `cache::{slab, slabs, magazine, magazines, shared}` | headers, states and rounds in metadata |
 //! | `cache::{core, public, typed, reserve}` | constructors, and objects as types |
+//! | `cache::checked`, `check::{room, quarantine}` | red zones, patterns and tags in slots |
+//! | `fault` | the handler's address |
 //! | `heap`, `source` | `GlobalAlloc`, and heaps within heaps |
 //! | `arena::tags` | boundary tags in page frames |
 //!

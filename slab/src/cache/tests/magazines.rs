@@ -402,7 +402,10 @@ fn found_after(damage: impl Fn(&crate::cache::magazine::Magazine)) -> String {
 #[test]
 fn row_29_a_magazine_that_was_overwritten_is_reported_and_what_it_held_not_handed_out() {
     let overwritten = ": the allocator's own data was overwritten";
-    for (rounds, capacity) in [(1_000_000, 14), (15, 14), (7, 15), (7, 0), (7, 126), (200, 200), (u32::MAX, u32::MAX)] {
+    let far = [(1_000_000, 14), (7, 0), (200, 200), (u32::MAX, u32::MAX)];
+    // What reads or writes beside the magazine, within the metadata, before it is noticed: Miri notices first.
+    let near = if cfg!(miri) { &[][..] } else { &[(15, 14), (7, 15), (7, 126)] };
+    for &(rounds, capacity) in far.iter().chain(near) {
         let report = found_after(|magazine| magazine.overwrite(rounds, capacity));
         let first = report.lines().next().unwrap();
         // A count within what the largest holds leads to a round that is none, if it is met first.
