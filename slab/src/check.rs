@@ -25,6 +25,7 @@
 //! Caches are chosen by rules, as `slub_debug` and `kmem_flags` do it elsewhere: see
 //! [`Heap::set_checks`](crate::Heap::set_checks).
 
+mod leaks;
 mod quarantine;
 mod room;
 
@@ -32,6 +33,7 @@ use core::error::Error;
 use core::fmt;
 use core::ops::BitOr;
 
+pub use leaks::{Allocation, Site};
 pub(crate) use quarantine::{Quarantine, Wait, Waiting};
 pub use room::ROOM;
 pub(crate) use room::{Room, Slot, Tag};

@@ -16,7 +16,7 @@ use super::shared::Caches;
 use super::slab::{AUDITED, CACHED, FREE, KEPT, QUARANTINED, RAW, USED, claim};
 use super::slabs::Lifecycle;
 use super::{AllocError, layout};
-use crate::check::{Checks, Room, Slot, Tag, Wait, Waiting};
+use crate::check::{Allocation, Checks, Room, Slot, Tag, Wait, Waiting};
 use crate::fault::{Caller, Damage, Event, Fault, Place};
 use crate::frames::Frames;
 use crate::lock::Interrupts;
@@ -361,16 +361,41 @@ impl<P: Platform> Core<P> {
         Some((Place { object, size: room.size, requested: tag.map(|tag| tag.requested), ..place }, tag))
     }
 
-    /// Calls `visit` with each object with checks that is allocated, and the event of its allocation, if it is known.
-    pub(super) fn for_each_allocation(&self, shared: &Caches<P>, mut visit: impl FnMut(*mut u8, usize, Option<Event>)) {
-        self.slabs.for_each_slot(shared.frames(), |start, state| {
-            if state.load(Relaxed) >= AUDITED
-                && let Some(slot) = self.slot_at(start)
-            {
-                let tag = slot.tag();
-                visit(slot.object(), tag.map_or(0, |tag| tag.requested.0), tag.and_then(|tag| tag.allocated));
+    /// Calls `visit` with each object with checks that is allocated; there is none where this is no twin.
+    pub(crate) fn for_each_allocation(&self, shared: &Caches<P>, mut visit: impl FnMut(&Allocation)) {
+        [USED, AUDITED].into_iter().for_each(|state| self.for_each_allocation_in(shared, state, &mut visit));
+    }
+
+    /// The same with those in one state.
+    pub(crate) fn for_each_allocation_in(&self, shared: &Caches<P>, wanted: u8, mut visit: impl FnMut(&Allocation)) {
+        self.for_each_checked(shared, |object, state| {
+            if state.load(Relaxed) != wanted {
+                return;
+            }
+            let slot = self.room.and_then(|(room, _)| self.slot_at(room.slot_of(object)));
+            let tag = slot.and_then(|slot| slot.tag()).unwrap_or_default();
+            if let Some(object) = NonNull::new(object) {
+                visit(&Allocation { object, size: tag.requested.0, allocated: tag.allocated });
             }
         });
+    }
+
+    /// Calls `visit` with each object of a twin, in whatever state, and its state.
+    pub(crate) fn for_each_checked(&self, shared: &Caches<P>, mut visit: impl FnMut(*mut u8, &AtomicU8)) {
+        if let Some((room, _)) = self.room {
+            self.slabs.for_each_slot(shared.frames(), |start, state| visit(start.wrapping_add(room.left), state));
+        }
+    }
+
+    /// Bytes that the objects of a twin have at most; `None` where this is none.
+    pub(crate) fn room_size(&self) -> Option<usize> {
+        self.room.map(|(room, _)| room.size)
+    }
+
+    /// Of a twin: the object around an address, and its state.
+    pub(super) fn checked_around(&self, shared: &Caches<P>, address: *const u8) -> Option<(*mut u8, &AtomicU8)> {
+        let (start, _) = self.slabs.around(shared.frames(), address)?;
+        Some((start.wrapping_add(self.room?.0.left), self.slabs.state(shared.frames(), start)?))
     }
 }
 

@@ -39,7 +39,7 @@ pub use typed::{Object, ObjectBox, ObjectCache};
 pub(crate) use self::core::{Core, Request};
 pub(crate) use magazines::Magazines;
 pub(crate) use shared::CLASSES;
-pub(crate) use slab::{LENT, USED};
+pub(crate) use slab::{AUDITED, LENT, USED};
 
 /// Why there is no object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use super::shared::Caches;
 use super::slab::USED;
 use super::slabs::Lifecycle;
 use super::{AllocError, InitFailed, layout};
-use crate::check::Checks;
+use crate::check::{Allocation, Checks};
 use crate::fault::{CacheName, Caller, Fault};
 use crate::platform::{Platform, in_nmi};
 use crate::stats::CacheStats;
@@ -45,6 +45,9 @@ pub struct Cache<'a, P: Platform> {
     /// Null before the first use. A block of metadata.
     core: AtomicPtr<Core<P>>,
 }
+
+/// So many objects of a cache that is not destroyed are shown.
+const SHOWN: usize = 8;
 
 /// Bytes of a cache line.
 const CACHE_LINE: usize = 64;
@@ -345,7 +348,7 @@ impl<'a, P: Platform> Cache<'a, P> {
         if let Some(core) = self.existing() {
             core.slabs.for_each_used(self.caches.frames(), |object| _ = NonNull::new(object).map(&mut visit));
             if let Some(twin) = core.twin() {
-                twin.for_each_allocation(self.caches, |object, _, _| _ = NonNull::new(object).map(&mut visit));
+                twin.for_each_allocation(self.caches, |allocation| visit(allocation.object));
             }
         }
     }
@@ -472,7 +475,17 @@ pub struct InUse<'a, P: Platform> {
 
 impl<P: Platform> fmt::Display for InUse<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cache {} is not destroyed: {} of its objects are allocated", self.cache.name, self.objects)
+        write!(f, "cache {} is not destroyed: {} of its objects are allocated", self.cache.name, self.objects)?;
+        let (mut shown, mut result) = (0, Ok(()));
+        if let Some(twin) = self.cache.existing().and_then(Core::twin) {
+            twin.for_each_allocation(self.cache.caches, |&Allocation { object, size, allocated, .. }| {
+                if let (Some(event), 0..SHOWN) = (allocated, shown) {
+                    shown += 1;
+                    result = result.and_then(|()| write!(f, "\n  {object:p}, {size} bytes, allocated: {event}"));
+                }
+            });
+        }
+        result
     }
 }
 

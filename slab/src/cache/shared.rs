@@ -16,7 +16,7 @@ use crate::platform::{Platform, in_nmi};
 use crate::reclaim::{Reclaim, Relief};
 use crate::source::FrameSource;
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
-use crate::sync::{AtomicPtr, AtomicU32, Once};
+use crate::sync::{AtomicPtr, AtomicU8, AtomicU32, Once};
 use crate::verify::Broken;
 
 /// Metadata comes in blocks of 64, 128, ... 1024 bytes, each from a cache without magazines; what is larger, in frames.
@@ -542,6 +542,34 @@ impl<P: Platform> Caches<P> {
         while let Some(waiting) = self.quarantine.take(cache) {
             self.end_wait(waiting);
         }
+    }
+
+    /// The object with checks around an address, and its state.
+    pub(crate) fn checked_around(&self, address: usize) -> Option<(*const u8, &AtomicU8)> {
+        let base = self.frames.pointer(Frame::default());
+        let pointer = base.wrapping_add(address.wrapping_sub(base.addr()));
+        let id = self.owner_of(pointer)?;
+        let mut found = None;
+        self.for_each(|cache| {
+            if cache.slabs.id == id && cache.room.is_some() {
+                // SAFETY: nothing of the registry goes while somebody searches, says the caller of `find_leaks`.
+                let cache = unsafe { NonNull::from(cache).as_ref() };
+                found = cache.checked_around(self, pointer).map(|(object, state)| (object.cast_const(), state));
+            }
+        });
+        found
+    }
+
+    /// Bytes of the object with checks at `object`.
+    pub(crate) fn checked_size(&self, object: *const u8) -> usize {
+        let mut size = 0;
+        let owner = self.owner_of(object);
+        self.for_each(|cache| {
+            if Some(cache.slabs.id) == owner {
+                size = cache.room_size().unwrap_or(0);
+            }
+        });
+        size
     }
 
     /// Checks every object with checks, and says how many were reported.

@@ -530,3 +530,71 @@ fn row_74_an_object_that_is_not_left_as_constructed_is_reported_and_kept_out() {
         });
     }
 }
+
+#[test]
+fn row_77_a_cache_that_is_not_destroyed_lists_its_first_objects_with_their_places() {
+    with_rules("inode:audit", |heap| {
+        let cache = Cache::new(heap.caches(), "inode", layout(96, 8));
+        let objects: Vec<_> = (0..20).map(|_| cache.allocate().unwrap()).collect();
+        let refused = cache.destroy().unwrap_err();
+        let text = format!("{refused}");
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), Some("cache inode is not destroyed: 20 of its objects are allocated"));
+        let first = lines.next().unwrap();
+        assert!(first.contains(", 96 bytes, allocated: event ") && first.contains("check/tests.rs:"), "{text}");
+        let listed = |object: &&NonNull<u8>| text.contains(&format!("\n  {object:p}, "));
+        assert_eq!((lines.count(), objects.iter().filter(listed).count()), (7, 8));
+        // SAFETY: allocated above.
+        unsafe { refused.cache.free_bulk(&objects) };
+        refused.cache.destroy().unwrap();
+    });
+}
+
+#[test]
+fn what_is_allocated_is_counted_by_the_place_that_made_it() {
+    with_rules("*:audit", |heap| {
+        let mut blocks: Vec<_> = (0..10).map(|_| heap.allocate(layout(40, 8)).unwrap()).collect();
+        blocks.extend((0..3).map(|_| heap.allocate(layout(100, 8)).unwrap()));
+        let mut sites = Vec::new();
+        heap.for_each_site(|site| {
+            sites.push((site.objects, site.bytes, site.example.allocated.unwrap().location.unwrap()))
+        });
+        sites.sort_by_key(|site| site.0);
+        let [few, many] = sites[..] else { panic!("{sites:?}") };
+        assert_eq!((few.0, few.1, many.0, many.1), (3, 300, 10, 400));
+        assert_eq!(few.2.line(), many.2.line() + 1);
+        let (few, many) = (blocks.split_off(10), blocks);
+        few.into_iter().for_each(|block| free(heap, block, 100));
+        many.into_iter().for_each(|block| free(heap, block, 40));
+        heap.for_each_site(|site| panic!("{site:?}"));
+    });
+}
+
+#[test]
+fn what_nobody_refers_to_is_a_leak() {
+    with_rules("*:poison,audit", |heap| {
+        // A list of 200, of which a root knows the last; a ring of two that nobody knows; one whose middle is known.
+        let nodes: Vec<_> = (0..200).map(|_| allocate(heap, 32)).collect();
+        let point = |from: NonNull<u8>, to: NonNull<u8>| {
+            // SAFETY: a block of 32 bytes.
+            unsafe { from.cast::<*mut u8>().write(to.as_ptr()) };
+        };
+        nodes.windows(2).for_each(|pair| point(pair[1], pair[0]));
+        let ring = [allocate(heap, 32), allocate(heap, 32)];
+        point(ring[0], ring[1]);
+        point(ring[1], ring[0]);
+        let inner = allocate(heap, 1000);
+        let roots = [nodes[199].as_ptr(), inner.as_ptr().wrapping_add(500)];
+        let memory = roots.as_ptr_range();
+        let mut leaks = Vec::new();
+        // SAFETY: nobody else uses the heap; the roots are there.
+        unsafe { heap.find_leaks(&[memory.start.cast()..memory.end.cast()], |leak| leaks.push(leak.object)) };
+        leaks.sort();
+        let mut expected = ring.to_vec();
+        expected.sort();
+        assert_eq!(leaks, expected);
+        heap.verify().unwrap();
+        nodes.into_iter().chain(ring).for_each(|block| free(heap, block, 32));
+        free(heap, inner, 1000);
+    });
+}

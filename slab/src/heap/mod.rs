@@ -13,11 +13,12 @@ mod tests;
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::fmt;
+use core::ops::Range;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
 
 use crate::cache::{Caches, Core, LENT, Request, USED};
-use crate::check::BadChecks;
+use crate::check::{Allocation, BadChecks, Site};
 use crate::fault::{Backtrace, CacheName, Caller, Fault, Handler};
 use crate::frames::{Frame, Frames, Order, Owner};
 use crate::memory::FRAME_SIZE;
@@ -395,6 +396,34 @@ impl<P: Platform> Heap<P> {
     /// at every boot.
     pub fn set_seed(&self, seed: u32) {
         self.caches.set_seed(seed);
+    }
+
+    /// Calls `visit` with every object that was allocated with checks and is not free, in no order and with no lock held.
+    pub fn for_each_allocation(&self, visit: impl FnMut(&Allocation)) {
+        self.caches.for_each_allocation(visit);
+    }
+
+    /// Calls `visit` with each place of the program that has allocated such objects, in no order: what is there, by who has
+    /// made it. Places are told apart with [`AUDIT`](crate::check::Checks::AUDIT). It takes as many passes over all objects
+    /// as there are places.
+    pub fn for_each_site(&self, visit: impl FnMut(&Site)) {
+        self.caches.for_each_site(visit);
+    }
+
+    /// Calls `visit` with every object that was allocated with checks, is not free, and that nobody refers to: no word of
+    /// `roots`, of a block or object without checks, or of an object that is referred to, points into it.
+    ///
+    /// The roots are the memory outside the heap where a kernel keeps pointers: its statics, the stacks, saved registers.
+    /// A word that only looks like a pointer hides a leak; a pointer that is kept in disguise makes one up.
+    ///
+    /// # Safety
+    ///
+    /// 1. Nobody else uses the heap or its caches meanwhile: the other CPUs are halted.
+    /// 2. The roots may be read. They and all blocks and objects without checks are initialised as far as the hardware is
+    ///    concerned: that they have never been written is no harm in a kernel, but under Miri it is.
+    pub unsafe fn find_leaks(&self, roots: &[Range<*const u8>], visit: impl FnMut(&Allocation)) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.caches.find_leaks(roots, visit) };
     }
 
     /// Checks every object that was allocated with checks, be it allocated, free or waiting, and reports what is wrong with

@@ -342,7 +342,8 @@ fn found_after(damage: impl FnOnce(crate::cache::slab::Slab<'_>)) -> String {
 #[test]
 fn row_28_a_slabs_header_that_was_overwritten_is_reported_and_no_link_of_it_followed() {
     let far = crate::Frame::containing(1 << 40);
-    let damages: [(&str, &dyn Fn(crate::cache::slab::Slab<'_>)); 6] = [
+    type Damage<'a> = &'a dyn Fn(crate::cache::slab::Slab<'_>);
+    let damages: [(&str, Damage<'_>); 6] = [
         ("next of the list", &|slab| slab.set_next(crate::cache::slab::BY_FULLNESS, far)),
         ("previous of the list", &|slab| slab.set_previous(crate::cache::slab::BY_FULLNESS, far)),
         ("next of all", &|slab| slab.set_next(OF_ALL, far)),

@@ -105,8 +105,8 @@ fn a_broken_stock_is_found() {
 #[test]
 fn row_30_a_link_that_was_overwritten_is_reported_before_it_is_followed() {
     // What is written over the links of a free block of order 0, and to where.
-    let links: [(&str, fn(&record::Record, Option<Frame>)); 2] =
-        [("next", record::Record::set_next), ("previous", record::Record::set_previous)];
+    type Set = fn(&record::Record, Option<Frame>);
+    let links: [(&str, Set); 2] = [("next", record::Record::set_next), ("previous", record::Record::set_previous)];
     for (name, set) in links {
         // An allocated frame, one within a free block, the block itself, one far outside.
         for to in [1, 5, 12, 1 << 20] {
