@@ -148,9 +148,18 @@ fn the_list_has_names_and_nothing_else() {
 
 #[test]
 fn bad_arguments_are_told_in_one_line() {
-    for args in
-        ["--cpus 0", "--cpus 256", "--memory 1M", "--memory lots", "--boot tape", "--timeout 0", "--what", "no::such"]
-    {
+    for args in [
+        "--cpus 0",
+        "--cpus 256",
+        "--memory 1M",
+        "--memory lots",
+        "--boot tape",
+        "--timeout 0",
+        "--what",
+        "--demo heap",
+        "--markdown",
+        "no::such",
+    ] {
         let ran = launch(args);
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{args}: {ran:?}");
         assert_eq!(ran.stderr.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{args}: {ran:?}");
@@ -162,7 +171,7 @@ fn bad_arguments_are_told_in_one_line() {
 fn help_names_every_option() {
     let ran = launch("--help");
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
-    let options = ["list", "cpus", "memory", "boot", "icount", "timeout", "ktap", "gdb", "ignored", "include-ignored"];
-    assert!(options.iter().all(|option| ran.stdout.contains(&format!("--{option}"))), "{ran:?}");
+    let mut options = "list cpus memory boot icount timeout ktap gdb ignored include-ignored demo markdown".split(' ');
+    assert!(options.all(|option| ran.stdout.contains(&format!("--{option}"))), "{ran:?}");
     assert!(ran.stdout.contains("cargo run -- ") && !ran.stdout.contains("broken"), "{ran:?}");
 }

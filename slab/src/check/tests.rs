@@ -542,7 +542,7 @@ fn row_77_a_cache_that_is_not_destroyed_lists_its_first_objects_with_their_place
         assert_eq!(lines.next(), Some("cache inode is not destroyed: 20 of its objects are allocated"));
         let first = lines.next().unwrap();
         assert!(first.contains(", 96 bytes, allocated: event ") && first.contains("check/tests.rs:"), "{text}");
-        let listed = |object: &&NonNull<u8>| text.contains(&format!("\n  {object:p}, "));
+        let listed = |object: &&NonNull<u8>| text.contains(&format!("\n  {:p}, ", object.as_ptr()));
         assert_eq!((lines.count(), objects.iter().filter(listed).count()), (7, 8));
         // SAFETY: allocated above.
         unsafe { refused.cache.free_bulk(&objects) };

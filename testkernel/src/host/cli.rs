@@ -31,6 +31,14 @@ pub struct Args {
     #[arg(long, value_name = "PATH", value_enum, default_value_t = BootPath::Pvh)]
     pub boot: BootPath,
 
+    /// Misuse kslab and other allocators, and show what each does
+    #[arg(long, value_name = "WHAT", value_enum, conflicts_with_all = ["filters", "list", "boot", "check", "ktap", "gdb"])]
+    pub demo: Option<Demo>,
+
+    /// Print only the table of the demo, for a Markdown file
+    #[arg(long, requires = "demo")]
+    pub markdown: bool,
+
     /// Count instructions instead of time: every run gives the same report
     #[arg(long)]
     pub icount: bool,
@@ -131,6 +139,13 @@ impl fmt::Display for BootPath {
             Self::Uefi => "UEFI",
         })
     }
+}
+
+/// What is demonstrated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Demo {
+    /// Bad frees, and writes where a program has no business.
+    Faults,
 }
 
 /// A size of memory, 32 MiB to 1 TiB.
@@ -238,6 +253,10 @@ mod tests {
             ("--operations 0", "0 is not in 1.."),
             ("--colour", "unexpected argument '--colour'"),
             ("--ignored --include-ignored", "cannot be used with"),
+            ("--demo", "--demo <WHAT>"),
+            ("--demo heap", "[possible values: faults]"),
+            ("--demo faults heap", "cannot be used with"),
+            ("--markdown", "--demo <WHAT>"),
         ] {
             let told = one_line(&args(line).unwrap_err());
             assert!(told.starts_with("error: ") && told.contains(part) && !told.contains('\n'), "{line}: {told:?}");

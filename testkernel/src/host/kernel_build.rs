@@ -1,4 +1,4 @@
-//! Builds the kernel, and disk images of it.
+//! Builds the kernel, disk images of it, and the program that misuses allocators.
 
 use std::{
     env,
@@ -67,6 +67,18 @@ pub fn image(elf: &Path, ramdisk: &Path, firmware: &str) -> Result<PathBuf> {
     command.env("RUSTC_BOOTSTRAP", "1").env_remove("CARGO_TARGET_DIR").env_remove("CARGO_BUILD_TARGET_DIR");
     output(command).context("cannot make the disk image")?;
     Ok(image)
+}
+
+/// Builds the program that misuses allocators, as a reader would who depends on them. Gives its path.
+pub fn peers() -> Result<PathBuf> {
+    // TARGET-DIRECTORY/PROFILE/testkernel
+    let launcher = env::current_exe()?;
+    let target = launcher.ancestors().nth(2).context("this program is not in a target directory")?;
+    let mut command = cargo()?;
+    command.args("build --locked --release --manifest-path testkernel/peers/Cargo.toml".split(' '));
+    command.arg("--message-format=json-render-diagnostics").arg("--target-dir").arg(target.join("peers"));
+    let messages = output(command).context("cannot build the program that misuses allocators")?;
+    messages.lines().find_map(executable).context("cargo built no program that misuses allocators")
 }
 
 /// Cargo in the workspace, free of settings that are meant for the host.

@@ -2,7 +2,7 @@
 //!
 //! [`setup`] finds and installs what the machine lacks, [`kernel_build`] builds, [`elf`] lists the tests, [`suite`]
 //! plans the boots, [`ramdisk`] makes what the kernel gets along, [`mod@qemu`] is the machine, [`report`] judges what a boot
-//! says, [`lines`] adds where in the sources that is, [`show`] prints.
+//! says, [`lines`] adds where in the sources that is, [`show`] prints. [`demo`] shows what becomes of misuse.
 
 use std::{
     env,
@@ -14,7 +14,7 @@ use std::{
 use anyhow::Result;
 
 use self::{
-    cli::{Args, BootPath},
+    cli::{Args, BootPath, Demo},
     elf::GuestTest,
     packages::Need,
     qemu::{Machine, Start},
@@ -24,6 +24,7 @@ use self::{
 use crate::protocol::When;
 
 pub mod cli;
+pub mod demo;
 pub mod elf;
 pub mod kernel_build;
 pub mod lines;
@@ -76,6 +77,11 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<ExitCode> {
+    match args.demo {
+        Some(Demo::Faults) if args.markdown => return demo::table(),
+        Some(Demo::Faults) => return demo::run(args),
+        None => {}
+    }
     if !args.list {
         setup::ensure(needs(args.boot))?;
     }
