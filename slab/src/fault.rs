@@ -5,6 +5,13 @@
 //! which is what happens without one, or keep the object out of circulation and go on.
 //!
 //! The names are those of the Solaris allocator (`kmem`), from which the kinds come.
+//!
+//! # What is done about what
+//!
+//! Tests whose names say nothing else are those of this crate, or run in the test kernel: `cargo test NAME` finds both. With
+//! checks means those of [`check`](crate::check), where a cache has them.
+//!
+#![doc = include_str!("fault/rows.md")]
 
 mod report;
 

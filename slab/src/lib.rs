@@ -133,6 +133,9 @@
 //! - Magazines of other CPUs are given up when those CPUs next free something or call [`Heap::maintain`], not at once: an
 //!   idle CPU should call it now and then, or be made to by an out-of-memory hook. How much that can be is bounded by two
 //!   magazines a CPU and cache.
+//! - It uses at most 8 KiB of stack below its caller, callbacks, constructors and reports not counted.
+//! - Checks are of objects up to 8 KiB of a heap and of those of caches; runs of page frames have none. There are no guard
+//!   pages.
 //! - What one CPU allocates and another frees goes around by the depots and slabs; it never adds up.
 //! - The states of a slab's objects lie side by side. CPUs take new objects from different slabs as long as there is
 //!   memory for that, but those whose numbers differ by a multiple of 8, and CPUs that free each other's objects, can write

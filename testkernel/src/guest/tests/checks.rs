@@ -3,12 +3,14 @@
 use core::ptr::NonNull;
 
 use kernel::heap::HEAP;
+use kernel::threads;
 use kslab::check::Checks;
 use kslab::fault::{OnFault, Report};
 use kslab::{Cache, Order};
+use x86_64::instructions::interrupts;
 
-use super::support::{another, frames, free_object, layout, on_each};
-use crate::guest::runner::{report, test};
+use super::support::{PAGE, another, frames, free_object, layout, on_each};
+use crate::guest::runner::{note, report, test};
 
 type Sockets = Cache<'static, kernel::cpus::Cpus>;
 
@@ -330,4 +332,53 @@ fn row_115_without_entropy_the_order_of_slots_is_the_documented_one_and_with_it_
     let [one, again, other] = [Some(1), Some(1), Some(2)].map(order);
     assert_eq!(one, again, "the same for the same number");
     assert_ne!(one, other);
+}
+
+/// Bytes of stack that the allocator may use below its caller: what the crate's documentation says.
+const DEPTH: usize = 8 << 10;
+
+/// How deep the stack is used by `work`, with interrupts off.
+#[inline(never)]
+fn depth_of(work: fn()) -> usize {
+    const PAINT: u8 = 0xa5;
+    const PAINTED: usize = 48 << 10;
+    // Below the frame of whoever paints and looks.
+    const SKIPPED: usize = 1 << 10;
+    interrupts::without_interrupts(|| {
+        let here = 0_u8;
+        let top = (&raw const here).cast_mut().wrapping_sub(SKIPPED);
+        let byte = |below: usize| top.wrapping_sub(below);
+        // SAFETY: on this thread's stack, which has more than that, below everything that is in use.
+        (1..PAINTED).for_each(|below| unsafe { byte(below).write_volatile(PAINT) });
+        work();
+        // SAFETY: as above.
+        let used = (1..PAINTED).rev().find(|&below| unsafe { byte(below).read_volatile() } != PAINT);
+        used.map_or(0, |below| below + SKIPPED)
+    })
+}
+
+test!(row_106_the_allocator_uses_no_more_stack_than_it_says);
+fn row_106_the_allocator_uses_no_more_stack_than_it_says() {
+    fn all_of_it() {
+        for checks in [Checks::NONE, Checks::ALL] {
+            // A cache is made, slabs too; magazines are exchanged; all is given back.
+            let cache = sockets(checks);
+            let objects: [_; 40] = [(); 40].map(|()| cache.allocate().expect("memory"));
+            objects.into_iter().for_each(|object| free_object(&cache, object));
+            cache.shrink();
+            cache.destroy().expect("no object is allocated");
+        }
+        let block = HEAP.allocate(layout(100, 8)).expect("memory");
+        // SAFETY: allocated above, and each time with the layout said.
+        unsafe {
+            let block = HEAP.reallocate(block, layout(100, 8), 20_000).expect("memory");
+            let block = HEAP.reallocate(block, layout(20_000, 8), 40_000).expect("memory");
+            HEAP.free(block, layout(40_000, 8));
+        }
+        HEAP.maintain(0);
+        HEAP.shrink();
+    }
+    let depth = threads::spawn("depth", 16 * PAGE, || depth_of(all_of_it)).expect("memory for a thread").join();
+    note(format_args!("{depth} bytes of stack"));
+    assert!(depth <= DEPTH, "{depth} bytes of stack");
 }
