@@ -9,7 +9,7 @@
 //! |---|---|---|---|
 //! | [`RED_ZONE`](Checks::RED_ZONE) | `redzone` | writes beside the object, one byte is enough, also in the size class's slack | a pass over the bytes beside the object at both ends of its life |
 //! | [`POISON`](Checks::POISON) | `poison` | writes after the free, and reads before the first write or after the free, which see `0xbaddcafe` and `0xdeadbeef` | two passes over the object at its allocation, one at its free |
-//! | [`AUDIT`](Checks::AUDIT) | `audit` | who allocated and freed it | a backtrace at both ends of its life |
+//! | [`AUDIT`](Checks::AUDIT) | `audit` | who allocated and freed it, and what came before: the [log](crate::Heap::set_event_log) | a backtrace at both ends of its life |
 //! | [`QUARANTINE`](Checks::QUARANTINE) | `quarantine` | the same as poison, for longer: a freed object waits until others have been freed, up to a number of bytes | those bytes |
 //! | [`RANDOM`](Checks::RANDOM) | `random` | code that relies on the order of objects | a few instructions |
 //! | [`ZERO`](Checks::ZERO) | `zero` | nothing: objects are zero when they are allocated | a pass over the object |
@@ -26,6 +26,7 @@
 //! [`Heap::set_checks`](crate::Heap::set_checks).
 
 mod leaks;
+mod log;
 mod quarantine;
 mod room;
 
@@ -34,6 +35,8 @@ use core::fmt;
 use core::ops::BitOr;
 
 pub use leaks::{Allocation, Site};
+pub(crate) use log::Log;
+pub use log::Logged;
 pub(crate) use quarantine::{Quarantine, Wait, Waiting};
 pub use room::ROOM;
 pub(crate) use room::{Room, Slot, Tag};

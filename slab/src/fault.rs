@@ -223,6 +223,11 @@ impl Faults {
         Event { sequence, ..self.event::<P>(location) }
     }
 
+    /// The number of the last event.
+    pub(crate) fn last_event(&self) -> u64 {
+        self.events.load(Relaxed)
+    }
+
     /// Faults so far.
     pub(crate) fn seen(&self) -> u64 {
         self.seen.load(Relaxed)

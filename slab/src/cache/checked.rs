@@ -98,7 +98,7 @@ impl<P: Platform> Core<P> {
     /// None of its objects is allocated, and nobody else uses it or its original.
     pub(super) unsafe fn end_twin(&self, shared: &Caches<P>) {
         let Some(twin) = self.twin() else { return };
-        shared.end_quarantine(Some(twin.slabs.id));
+        shared.end_quarantine(Some(twin));
         shared.unregister(twin);
         // SAFETY: nobody uses it, says the caller, nor finds it in the registry.
         unsafe { twin.tear_down(shared) };
@@ -139,7 +139,7 @@ impl<P: Platform> Core<P> {
                 slot.paint_red_zones(layout.size());
             }
             slot.fill_new(layout.size(), checks);
-            let allocated = self.event(shared, checks, caller);
+            let allocated = self.event(shared, checks, caller, slot.object(), false);
             let requested = (layout.size(), layout.align());
             slot.write_tag(&Tag { requested, checks, is_free: false, allocated, freed: None });
             self.construct_in(shared, &slot, start)?;
@@ -175,8 +175,12 @@ impl<P: Platform> Core<P> {
         constructed.map_err(|_| AllocError::ConstructorFailed)
     }
 
-    fn event(&self, shared: &Caches<P>, checks: Checks, caller: Caller) -> Option<Event> {
-        checks.contains(Checks::AUDIT).then(|| shared.frames().faults.numbered_event::<P>(caller))
+    fn event(&self, shared: &Caches<P>, checks: Checks, caller: Caller, object: *mut u8, freed: bool) -> Option<Event> {
+        checks.contains(Checks::AUDIT).then(|| {
+            let event = shared.frames().faults.numbered_event::<P>(caller);
+            shared.log.record(&event, object, self.slabs.id, freed);
+            event
+        })
     }
 
     fn set_state(&self, shared: &Caches<P>, start: *mut u8, to: u8) {
@@ -252,7 +256,7 @@ impl<P: Platform> Core<P> {
         if checks.contains(Checks::RED_ZONE) {
             slot.paint_red_zones(room.size);
         }
-        let freed = self.event(shared, checks, caller);
+        let freed = self.event(shared, checks, caller, object, true);
         slot.write_tag(&Tag { checks, is_free: true, freed, ..tag });
         count(&self.frees);
         if in_nmi::<P>() {
@@ -272,7 +276,7 @@ impl<P: Platform> Core<P> {
 
     fn let_wait(&self, shared: &Caches<P>, start: *mut u8, state: &AtomicU8) {
         state.store(QUARANTINED, Relaxed);
-        let waiting = Waiting { slot: start, cache: self.slabs.id, bytes: self.object_size() };
+        let waiting = Waiting { slot: start, cache: NonNull::from(self), bytes: self.object_size() };
         match shared.quarantine.put(shared, waiting) {
             Wait::Waits => {}
             Wait::Instead(waiting) => shared.end_wait(waiting),

@@ -3,7 +3,7 @@
 //! An object is constructed when it first leaves its slab, and stays constructed, in use or free, until its slab goes
 //! back to the page frames. Neither happens with a lock held.
 
-use crate::sync::{AtomicPtr, AtomicU16, AtomicU32, AtomicUsize, Counter, Ordering::Relaxed};
+use crate::sync::{AtomicPtr, AtomicU16, AtomicU32, AtomicUsize, Counter, Ordering::Relaxed, Ordering::Release};
 use core::alloc::Layout;
 use core::fmt;
 use core::ptr::NonNull;
@@ -124,6 +124,15 @@ impl<P> Core<P> {
     #[inline]
     pub(crate) fn object_size(&self) -> usize {
         self.slabs.geometry.stride
+    }
+
+    /// It stays until [`end_visit`](Self::end_visit).
+    pub(crate) fn begin_visit(&self) {
+        self.visitors.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn end_visit(&self) {
+        self.visitors.fetch_sub(1, Release);
     }
 
     /// What makes allocations from this cache fail.

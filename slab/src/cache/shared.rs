@@ -7,7 +7,7 @@ use super::core::Core;
 use super::geometry::Geometry;
 use super::slabs::Slabs;
 use super::{AllocError, layout};
-use crate::check::{BadChecks, Quarantine, Rules, Waiting};
+use crate::check::{BadChecks, Log, Quarantine, Rules, Waiting};
 use crate::fault::{CacheName, Caller, Damage, Fault, Report};
 use crate::frames::{Frame, Frames, Order, Owner};
 use crate::lock::{Interrupts, IrqGuard, IrqLock, Level};
@@ -64,6 +64,8 @@ pub struct Caches<P> {
     registry: IrqLock<P, Registry<P>>,
     /// Freed objects with checks that wait.
     pub(crate) quarantine: Quarantine<P>,
+    /// Their last allocations and frees.
+    pub(crate) log: Log,
     /// From where the order of slots comes, where it is to be random.
     seed: AtomicU32,
     /// Goes up when memory is short; a CPU that sees it gives up what its magazines hold.
@@ -105,6 +107,7 @@ impl<P> Caches<P> {
             general,
             registry: IrqLock::ordered(Level::Registry, Registry::new()),
             quarantine: Quarantine::new(),
+            log: Log::new(),
             seed: AtomicU32::new(SEED),
             reap_epoch: AtomicU32::new(0),
             reclaim: Reclaim::new(),
@@ -130,12 +133,13 @@ impl<P> Caches<P> {
             }
             (&raw mut (*this).registry).write(IrqLock::ordered(Level::Registry, Registry::new()));
             (&raw mut (*this).quarantine).write(Quarantine::new());
+            (&raw mut (*this).log).write(Log::new());
             (&raw mut (*this).seed).write(AtomicU32::new(SEED));
             (&raw mut (*this).reap_epoch).write(AtomicU32::new(0));
             (&raw mut (*this).reclaim).write(Reclaim::new());
             #[rustfmt::skip]
             let Self {
-                name: _, frames: _, source: _, metadata: _, general: _, registry: _, quarantine: _, seed: _, reap_epoch: _,
+                name: _, frames: _, source: _, metadata: _, general: _, registry: _, quarantine: _, log: _, seed: _, reap_epoch: _,
                 reclaim: _,
             } = &*this;
         }
@@ -457,7 +461,7 @@ impl<P: Platform> Caches<P> {
         let next = place.map_or(&registry.first, |place| &place.cache.next).load(Relaxed);
         // SAFETY: what is in the registry is there, and as long as it has a visitor it stays.
         let cache = unsafe { next.as_ref() }?;
-        cache.visitors.fetch_add(1, Relaxed);
+        cache.begin_visit();
         Some(Visit { cache })
     }
 
@@ -529,16 +533,15 @@ impl<P: Platform> Caches<P> {
     }
 
     /// Gives an object that has waited to its slab.
-    pub(super) fn end_wait(&self, waiting: Waiting) {
-        self.for_each(|cache| {
-            if cache.slabs.id == waiting.cache {
-                cache.end_wait(self, waiting.slot);
-            }
-        });
+    pub(super) fn end_wait(&self, waiting: Waiting<P>) {
+        // SAFETY: whoever took it out of the quarantine has begun a visit of its cache.
+        let cache = unsafe { waiting.cache.as_ref() };
+        cache.end_wait(self, waiting.slot);
+        cache.end_visit();
     }
 
-    /// Lets no object wait any longer, of the cache with this number where there is one.
-    pub(super) fn end_quarantine(&self, cache: Option<u32>) {
+    /// Lets no object wait any longer, of this cache where there is one.
+    pub(super) fn end_quarantine(&self, cache: Option<&Core<P>>) {
         while let Some(waiting) = self.quarantine.take(cache) {
             self.end_wait(waiting);
         }
@@ -645,7 +648,7 @@ struct Visit<'a, P> {
 
 impl<P> Drop for Visit<'_, P> {
     fn drop(&mut self) {
-        self.cache.visitors.fetch_sub(1, Release);
+        self.cache.end_visit();
     }
 }
 

@@ -5,7 +5,7 @@
 use core::fmt;
 use core::ptr::NonNull;
 
-use crate::cache::Caches;
+use crate::cache::{Caches, Core};
 use crate::lock::{IrqLock, Level};
 use crate::platform::Platform;
 
@@ -15,22 +15,30 @@ const PLACES: usize = 256;
 /// Bytes that wait at most, unless the embedder says otherwise.
 const BYTES: usize = 256 << 10;
 
-/// An object that waits: its slot, and the number of its cache.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Waiting {
+/// An object that waits: its slot, and the cache that it is from.
+#[derive(Debug)]
+pub(crate) struct Waiting<P> {
     pub(crate) slot: *mut u8,
-    pub(crate) cache: u32,
+    pub(crate) cache: NonNull<Core<P>>,
     pub(crate) bytes: usize,
 }
 
-/// The objects that wait.
-pub(crate) struct Quarantine<P> {
-    queue: IrqLock<P, Queue>,
+impl<P> Clone for Waiting<P> {
+    fn clone(&self) -> Self {
+        *self
+    }
 }
 
-struct Queue {
+impl<P> Copy for Waiting<P> {}
+
+/// The objects that wait.
+pub(crate) struct Quarantine<P> {
+    queue: IrqLock<P, Queue<P>>,
+}
+
+struct Queue<P> {
     /// [`PLACES`] of them; none before the first use.
-    places: Option<NonNull<Waiting>>,
+    places: Option<NonNull<Waiting<P>>>,
     first: usize,
     length: usize,
     bytes: usize,
@@ -38,7 +46,7 @@ struct Queue {
 }
 
 // SAFETY: it only knows where slots and places are; whoever takes one out has it.
-unsafe impl Send for Queue {}
+unsafe impl<P> Send for Queue<P> {}
 
 impl<P> Quarantine<P> {
     pub(crate) const fn new() -> Self {
@@ -48,10 +56,10 @@ impl<P> Quarantine<P> {
 }
 
 /// What became of an object that is to wait.
-pub(crate) enum Wait {
+pub(crate) enum Wait<P> {
     Waits,
     /// It does, and this one does no longer.
-    Instead(Waiting),
+    Instead(Waiting<P>),
     /// It does not: it is larger than may wait at all, or there is no room for a queue.
     No,
 }
@@ -63,7 +71,7 @@ impl<P: Platform> Quarantine<P> {
     }
 
     /// Lets an object wait.
-    pub(crate) fn put(&self, shared: &Caches<P>, waiting: Waiting) -> Wait {
+    pub(crate) fn put(&self, shared: &Caches<P>, waiting: Waiting<P>) -> Wait<P> {
         self.set_up(shared);
         let mut queue = self.queue.lock();
         if waiting.bytes > queue.most_bytes || queue.places.is_none() {
@@ -78,16 +86,17 @@ impl<P: Platform> Quarantine<P> {
     }
 
     /// One that has waited long enough: there are more bytes than may wait.
-    pub(crate) fn take_surplus(&self) -> Option<Waiting> {
+    pub(crate) fn take_surplus(&self) -> Option<Waiting<P>> {
         let mut queue = self.queue.lock();
         if queue.bytes > queue.most_bytes { queue.pop() } else { None }
     }
 
-    /// Any object, of the cache with this number where there is one.
-    pub(crate) fn take(&self, cache: Option<u32>) -> Option<Waiting> {
+    /// Any object, of this cache where there is one.
+    pub(crate) fn take(&self, cache: Option<&Core<P>>) -> Option<Waiting<P>> {
         let mut queue = self.queue.lock();
         let Some(cache) = cache else { return queue.pop() };
-        let found = (0..queue.length).find(|&index| queue.read(index).is_some_and(|waiting| waiting.cache == cache))?;
+        let found = (0..queue.length)
+            .find(|&index| queue.read(index).is_some_and(|waiting| core::ptr::eq(waiting.cache.as_ptr(), cache)))?;
         // It goes to the front, and those before it move up.
         let waiting = queue.read(found)?;
         for index in (0..found).rev() {
@@ -100,11 +109,11 @@ impl<P: Platform> Quarantine<P> {
 
     #[cold]
     fn set_up(&self, shared: &Caches<P>) {
-        const BYTES: usize = PLACES * size_of::<Waiting>();
+        let bytes = PLACES * size_of::<Waiting<P>>();
         if self.queue.lock().places.is_some() {
             return;
         }
-        let Some(places) = shared.allocate_metadata(BYTES) else { return };
+        let Some(places) = shared.allocate_metadata(bytes) else { return };
         let mut queue = self.queue.lock();
         let unused = match queue.places {
             Some(_) => Some(places),
@@ -116,14 +125,17 @@ impl<P: Platform> Quarantine<P> {
         drop(queue);
         if let Some(places) = unused {
             // SAFETY: allocated above with this size, and shown to nobody.
-            unsafe { shared.free_metadata(places.as_ptr(), BYTES) };
+            unsafe { shared.free_metadata(places.as_ptr(), bytes) };
         }
     }
 }
 
-impl Queue {
-    fn pop(&mut self) -> Option<Waiting> {
+impl<P> Queue<P> {
+    /// Takes the first one out. As long as nobody has called [`Caches::end_wait`] for it, its cache stays.
+    fn pop(&mut self) -> Option<Waiting<P>> {
         let first = if self.length > 0 { self.read(0)? } else { return None };
+        // SAFETY: a cache ends only when none of its objects waits, and none has been taken out of here that still counts.
+        unsafe { first.cache.as_ref() }.begin_visit();
         self.length -= 1;
         self.first = (self.first + 1) % PLACES;
         self.bytes -= first.bytes;
@@ -131,18 +143,18 @@ impl Queue {
     }
 
     /// The place of the `index`th that waits.
-    fn place(&self, index: usize) -> Option<NonNull<Waiting>> {
+    fn place(&self, index: usize) -> Option<NonNull<Waiting<P>>> {
         // SAFETY: there are so many places.
         self.places.map(|places| unsafe { places.add((self.first + index) % PLACES) })
     }
 
     /// The `index`th that waits, of as many as there are.
-    fn read(&self, index: usize) -> Option<Waiting> {
+    fn read(&self, index: usize) -> Option<Waiting<P>> {
         // SAFETY: written by `write`, since it waits.
         self.place(index).map(|place| unsafe { place.read() })
     }
 
-    fn write(&mut self, index: usize, waiting: Waiting) {
+    fn write(&mut self, index: usize, waiting: Waiting<P>) {
         if let Some(place) = self.place(index) {
             // SAFETY: the place is the queue's.
             unsafe { place.write(waiting) };

@@ -15,7 +15,7 @@ use core::panic::Location;
 
 use super::Checks;
 use crate::fault::{ADDRESSES, Damage, Event};
-use crate::sync::Ordering::Relaxed;
+use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use crate::sync::{AtomicPtr, AtomicUsize};
 
 /// Red zones: `0xfeedface`.
@@ -71,7 +71,7 @@ struct Kept {
 
 #[derive(Debug)]
 #[repr(C)]
-struct KeptEvent {
+pub(super) struct KeptEvent {
     /// 0 where there is none.
     sequence: AtomicUsize,
     cpu: AtomicUsize,
@@ -121,25 +121,45 @@ impl Kept {
 }
 
 impl KeptEvent {
-    fn write(&self, event: Option<Event>) {
+    /// No event.
+    pub(super) const fn none() -> Self {
+        Self {
+            sequence: AtomicUsize::new(0),
+            cpu: AtomicUsize::new(0),
+            location: AtomicPtr::new(core::ptr::null_mut()),
+            addresses: [const { AtomicUsize::new(0) }; ADDRESSES],
+        }
+    }
+
+    /// The number of the event.
+    pub(super) fn sequence(&self) -> u64 {
+        self.sequence.load(Acquire) as u64
+    }
+
+    /// Another event will be written.
+    pub(super) fn begin(&self) {
+        self.sequence.swap(0, AcqRel);
+    }
+
+    pub(super) fn write(&self, event: Option<Event>) {
         let event = event.unwrap_or_default();
-        self.sequence.store(event.sequence as usize, Relaxed);
         self.cpu.store(event.cpu, Relaxed);
         let location =
             event.location.map_or(core::ptr::null_mut(), |location| core::ptr::from_ref(location).cast_mut());
         self.location.store(location, Relaxed);
         self.addresses.iter().zip(event.addresses).for_each(|(kept, address)| kept.store(address, Relaxed));
+        self.sequence.store(event.sequence as usize, Release);
     }
 
     /// # Safety
     ///
     /// [`write`](Self::write) has written it, and nobody has since.
-    unsafe fn read(&self) -> Option<Event> {
-        let sequence = self.sequence.load(Relaxed) as u64;
+    pub(super) unsafe fn read(&self) -> Option<Event> {
+        let sequence = self.sequence();
         // SAFETY: null, or from a reference, says the caller.
-        let location = unsafe { self.location.load(Relaxed).as_ref() };
-        let addresses = self.addresses.each_ref().map(|address| address.load(Relaxed));
-        (sequence > 0).then(|| Event { sequence, cpu: self.cpu.load(Relaxed), location, addresses })
+        let location = unsafe { self.location.load(Acquire).as_ref() };
+        let addresses = self.addresses.each_ref().map(|address| address.load(Acquire));
+        (sequence > 0).then(|| Event { sequence, cpu: self.cpu.load(Acquire), location, addresses })
     }
 
     fn words(&self) -> impl Iterator<Item = usize> {

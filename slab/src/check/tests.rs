@@ -598,3 +598,30 @@ fn what_nobody_refers_to_is_a_leak() {
         free(heap, inner, 1000);
     });
 }
+
+#[test]
+fn the_log_keeps_the_last_events_whatever_becomes_of_the_objects() {
+    with_rules("*:audit", |heap| {
+        let block = allocate(heap, 24);
+        free(heap, block, 24);
+        heap.for_each_event(|logged| panic!("there is no log yet: {logged}"));
+        assert!(heap.set_event_log(5));
+        assert!(!heap.set_event_log(5), "there is one");
+        for size in [24, 24, 100, 24] {
+            let block = allocate(heap, size);
+            free(heap, block, size);
+        }
+        let mut events = Vec::new();
+        heap.for_each_event(|logged| {
+            events.push((logged.event.sequence, logged.cache.name, logged.freed, format!("{logged}")))
+        });
+        let seen: Vec<_> = events.iter().map(|(number, cache, freed, _)| (*number, *cache, *freed)).collect();
+        let expected = [(10, "size-24", true), (9, "size-24", false), (8, "size-104", true), (7, "size-104", false)];
+        assert_eq!(seen[..4], expected);
+        assert_eq!(seen.len(), 5);
+        assert!(
+            events[0].3.starts_with(&format!("{:p} of size-24 freed: event 10, CPU 0, ", block.as_ptr())),
+            "{events:?}"
+        );
+    });
+}

@@ -18,7 +18,7 @@ use core::panic::Location;
 use core::ptr::{self, NonNull};
 
 use crate::cache::{Caches, Core, LENT, Request, USED};
-use crate::check::{Allocation, BadChecks, Site};
+use crate::check::{Allocation, BadChecks, Logged, Site};
 use crate::fault::{Backtrace, CacheName, Caller, Fault, Handler};
 use crate::frames::{Frame, Frames, Order, Owner};
 use crate::memory::FRAME_SIZE;
@@ -396,6 +396,19 @@ impl<P: Platform> Heap<P> {
     /// at every boot.
     pub fn set_seed(&self, seed: u32) {
         self.caches.set_seed(seed);
+    }
+
+    /// Keeps the last `events` allocations and frees of objects with the check
+    /// [`AUDIT`](crate::check::Checks::AUDIT), for [`for_each_event`](Self::for_each_event); about 100 bytes each. `false`
+    /// where there is no memory for it, or where it has been called before.
+    pub fn set_event_log(&self, events: usize) -> bool {
+        self.caches.log.set_up(&self.caches, events)
+    }
+
+    /// Calls `visit` with the events that are kept, the last first, and with no lock held. What is just being written is left
+    /// out.
+    pub fn for_each_event(&self, visit: impl FnMut(&Logged)) {
+        self.caches.log.for_each(&self.caches, self.frames().faults.last_event(), visit);
     }
 
     /// Calls `visit` with every object that was allocated with checks and is not free, in no order and with no lock held.
