@@ -6,7 +6,7 @@ use crate::cache::Caches;
 
 fn caches_named(caches: &Caches<Cpus>, name: &str) -> usize {
     let mut count = 0;
-    caches.for_each(|cache| count += usize::from(cache.name == name));
+    caches.for_each(|cache| count += usize::from(cache.full_name().name == name));
     count
 }
 
@@ -48,7 +48,7 @@ fn one_ends_a_cache_while_another_looks(bench: &Bench) {
             1,
             Box::new(|| {
                 heap.caches().for_each(|cache| {
-                    looked_at.set(cache.name == "ending");
+                    looked_at.set(cache.full_name().name == "ending");
                     assert!(!(looked_at.get() && ended.get()), "somebody looks at a cache that is ended");
                     _ = heap.size();
                     looked_at.set(false);
