@@ -80,15 +80,9 @@ impl<P: Platform> Core<P> {
         let mut twin = Self::new(self.name.get(), 0, geometry, None, false);
         twin.room = Some((room, self.slabs.lifecycle));
         twin.namesake = self.namesake;
-        // SAFETY: the memory is ours, large enough, and aligned as metadata is.
-        unsafe { memory.write(twin) };
-        // SAFETY: just written; it stays there as long as its original, which tears it down.
-        let registered = unsafe { shared.register(memory, &self.twin) };
-        if registered != Ok(true) {
-            // SAFETY: allocated above with this size, and never shown to anybody.
-            unsafe { shared.free_metadata(memory.as_ptr().cast(), size_of::<Self>()) };
-        }
-        registered.and_then(|_| self.twin().ok_or(AllocError::TooManyCaches))
+        // SAFETY: the memory is for this, and the twin stays there until `end_twin`.
+        unsafe { shared.install(memory, twin, &self.twin) }?;
+        self.twin().ok_or(AllocError::TooManyCaches)
     }
 
     /// Ends the twin, if there is one.
@@ -99,11 +93,8 @@ impl<P: Platform> Core<P> {
     pub(super) unsafe fn end_twin(&self, shared: &Caches<P>) {
         let Some(twin) = self.twin() else { return };
         shared.end_quarantine(Some(twin));
-        shared.unregister(twin);
-        // SAFETY: nobody uses it, says the caller, nor finds it in the registry.
-        unsafe { twin.tear_down(shared) };
-        // SAFETY: allocated in `make_twin` with this size, and now known to nobody.
-        unsafe { shared.free_metadata(self.twin.load(Relaxed).cast(), size_of::<Self>()) };
+        // SAFETY: nobody uses it, says the caller.
+        unsafe { shared.uninstall(&self.twin) };
     }
 
     /// Of a twin: its slot at `slot`.
@@ -142,7 +133,9 @@ impl<P: Platform> Core<P> {
             let allocated = self.event(shared, checks, caller, slot.object(), false);
             let requested = (layout.size(), layout.align());
             slot.write_tag(&Tag { requested, checks, is_free: false, allocated, freed: None });
-            self.construct_in(shared, &slot, start)?;
+            if let Some(lifecycle) = self.lifecycle() {
+                self.construct(shared, &lifecycle, slot.object(), start)?;
+            }
             count(&self.allocations);
             self.set_state(shared, start, USED);
             return NonNull::new(slot.object()).ok_or(AllocError::NoMemory);
@@ -155,24 +148,6 @@ impl<P: Platform> Core<P> {
             return Err(AllocError::WouldGrow);
         }
         self.slabs.take_at_once(shared)
-    }
-
-    fn construct_in(&self, shared: &Caches<P>, slot: &Slot, start: *mut u8) -> Result<(), AllocError> {
-        let Some(lifecycle) = self.lifecycle() else { return Ok(()) };
-        /// The slot goes back unless the constructor has returned.
-        struct Undo<F: FnMut()>(F);
-        impl<F: FnMut()> Drop for Undo<F> {
-            fn drop(&mut self) {
-                self.0();
-            }
-        }
-        let undo = Undo(|| self.slabs.put(shared, &[start], false));
-        // SAFETY: the object is as large and aligned as its constructor was told, and nobody else's.
-        let constructed = unsafe { (lifecycle.init)(slot.object()) };
-        if constructed.is_ok() {
-            ::core::mem::forget(undo);
-        }
-        constructed.map_err(|_| AllocError::ConstructorFailed)
     }
 
     fn event(&self, shared: &Caches<P>, checks: Checks, caller: Caller, object: *mut u8, freed: bool) -> Option<Event> {

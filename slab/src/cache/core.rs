@@ -173,8 +173,8 @@ impl<P: Platform> Core<P> {
         }
         self.magazines.report_damage(shared);
         let (object, constructed) = self.slabs.take(shared, grow, self.magazines.are_worthwhile(shared))?;
-        if !constructed {
-            self.construct(shared, object)?;
+        if let Some(lifecycle) = self.slabs.lifecycle.filter(|_| !constructed) {
+            self.construct(shared, &lifecycle, object, object)?;
         }
         count(&self.allocations);
         self.hand_out(shared, object, state).ok_or(AllocError::NoMemory)
@@ -249,8 +249,14 @@ impl<P: Platform> Core<P> {
         handed_out
     }
 
-    fn construct(&self, shared: &Caches<P>, object: *mut u8) -> Result<(), AllocError> {
-        let Some(lifecycle) = self.slabs.lifecycle else { return Ok(()) };
+    /// Constructs an object in a slot that is ours, which starts at `slot`. Where it fails, the slot goes back.
+    pub(super) fn construct(
+        &self,
+        shared: &Caches<P>,
+        lifecycle: &Lifecycle,
+        object: *mut u8,
+        slot: *mut u8,
+    ) -> Result<(), AllocError> {
         /// Takes the slot back unless the constructor has returned, which it may also not do by a panic.
         struct Undo<F: FnMut()>(F);
         impl<F: FnMut()> Drop for Undo<F> {
@@ -258,7 +264,7 @@ impl<P: Platform> Core<P> {
                 self.0();
             }
         }
-        let undo = Undo(|| self.slabs.put(shared, &[object], false));
+        let undo = Undo(|| self.slabs.put(shared, &[slot], false));
         // SAFETY: the object is as large and aligned as its constructor was told, and nobody else's.
         let constructed = unsafe { (lifecycle.init)(object) };
         if constructed.is_ok() {

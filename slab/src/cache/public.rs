@@ -435,15 +435,9 @@ impl<'a, P: Platform> Cache<'a, P> {
         let core = Core::new(self.name, 0, geometry, self.lifecycle, self.magazines);
         core.slabs.set_limit(self.limit);
         core.set_checks(self.checks);
-        // SAFETY: the memory is ours, large enough, and aligned as metadata is.
-        unsafe { memory.write(core) };
-        // SAFETY: just written; it stays there until `drop`.
-        let registered = unsafe { self.caches.register(memory, &self.core) };
-        if registered != Ok(true) {
-            // SAFETY: allocated above with this size, and never shown to anybody.
-            unsafe { self.caches.free_metadata(memory.as_ptr().cast(), size_of::<Core<P>>()) };
-        }
-        registered.and_then(|_| self.existing().ok_or(AllocError::TooManyCaches))
+        // SAFETY: the memory is for this, and the core stays there until `drop`.
+        unsafe { self.caches.install(memory, core, &self.core) }?;
+        self.existing().ok_or(AllocError::TooManyCaches)
     }
 }
 
@@ -457,11 +451,8 @@ impl<P: Platform> Drop for Cache<'_, P> {
         }
         // SAFETY: nobody has borrowed `self`, and its objects are all free.
         unsafe { core.end_twin(self.caches) };
-        self.caches.unregister(core);
-        // SAFETY: nobody has borrowed `self`, so no CPU is in any of its methods; nor does anybody find it in the registry.
-        unsafe { core.tear_down(self.caches) };
-        // SAFETY: allocated in `create` with this size, and now known to nobody.
-        unsafe { self.caches.free_metadata(self.core.load(Ordering::Relaxed).cast(), size_of::<Core<P>>()) };
+        // SAFETY: nobody has borrowed `self`, so no CPU is in any of its methods.
+        unsafe { self.caches.uninstall(&self.core) };
     }
 }
 

@@ -369,17 +369,53 @@ impl<P: Platform> Caches<P> {
         work()
     }
 
+    /// Writes a new cache to `memory`, registers it, and shows it in `place`, unless another CPU has shown one there: then the
+    /// memory goes back, as it does with an error.
+    ///
+    /// # Safety
+    ///
+    /// `memory` is metadata of a cache's size, and the caller's. The cache stays there until
+    /// [`uninstall`](Self::uninstall).
+    pub(super) unsafe fn install(
+        &self,
+        memory: NonNull<Core<P>>,
+        cache: Core<P>,
+        place: &AtomicPtr<Core<P>>,
+    ) -> Result<(), AllocError> {
+        // SAFETY: the memory is ours, large enough, and aligned as metadata is.
+        unsafe { memory.write(cache) };
+        // SAFETY: just written; passed on to the caller.
+        let registered = unsafe { self.register(memory, place) };
+        if registered != Ok(true) {
+            // SAFETY: metadata of this size, and never shown to anybody.
+            unsafe { self.free_metadata(memory.as_ptr().cast(), size_of::<Core<P>>()) };
+        }
+        registered.map(|_| ())
+    }
+
+    /// Ends the cache in `place`, all of whose objects are free.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else uses it, or will; [`install`](Self::install) has put it there.
+    pub(super) unsafe fn uninstall(&self, place: &AtomicPtr<Core<P>>) {
+        let cache = place.load(Relaxed);
+        // SAFETY: null, or installed.
+        let Some(core) = (unsafe { cache.as_ref() }) else { return };
+        self.unregister(core);
+        // SAFETY: nobody uses it, says the caller, nor finds it in the registry any more.
+        unsafe { core.tear_down(self) };
+        // SAFETY: metadata of this size, and now known to nobody.
+        unsafe { self.free_metadata(cache.cast(), size_of::<Core<P>>()) };
+    }
+
     /// Puts a new cache last in the registry, gives it its numbers, and shows it in `place`. Whether it has done so:
     /// another CPU may have put a cache there already.
     ///
     /// # Safety
     ///
     /// `cache` is written, nobody else knows it, and it stays there until [`unregister`](Self::unregister).
-    pub(super) unsafe fn register(
-        &self,
-        cache: NonNull<Core<P>>,
-        place: &AtomicPtr<Core<P>>,
-    ) -> Result<bool, AllocError> {
+    unsafe fn register(&self, cache: NonNull<Core<P>>, place: &AtomicPtr<Core<P>>) -> Result<bool, AllocError> {
         let mut registry = self.registry.lock();
         if !place.load(Relaxed).is_null() {
             return Ok(false);
@@ -411,7 +447,7 @@ impl<P: Platform> Caches<P> {
 
     /// Takes a cache out of the registry. It waits until nobody looks at it there, which is short: but whoever is
     /// called back while it is looked at, a destructor of its objects above all, must not come here.
-    pub(super) fn unregister(&self, cache: &Core<P>) {
+    fn unregister(&self, cache: &Core<P>) {
         let registry = loop {
             let registry = self.registry.lock();
             if cache.visitors.load(Acquire) == 0 {
@@ -547,32 +583,19 @@ impl<P: Platform> Caches<P> {
         }
     }
 
-    /// The object with checks around an address, and its state.
-    pub(crate) fn checked_around(&self, address: usize) -> Option<(*const u8, &AtomicU8)> {
+    /// Calls `visit` with the object with checks around an address, its bytes and its state.
+    pub(crate) fn visit_checked(&self, address: usize, mut visit: impl FnMut(*const u8, usize, &AtomicU8)) {
         let base = self.frames.pointer(Frame::default());
         let pointer = base.wrapping_add(address.wrapping_sub(base.addr()));
-        let id = self.owner_of(pointer)?;
-        let mut found = None;
+        let Some(id) = self.owner_of(pointer) else { return };
         self.for_each(|cache| {
-            if cache.slabs.id == id && cache.room.is_some() {
-                // SAFETY: nothing of the registry goes while somebody searches, says the caller of `find_leaks`.
-                let cache = unsafe { NonNull::from(cache).as_ref() };
-                found = cache.checked_around(self, pointer).map(|(object, state)| (object.cast_const(), state));
+            if cache.slabs.id == id
+                && let Some(size) = cache.room_size()
+                && let Some((object, state)) = cache.checked_around(self, pointer)
+            {
+                visit(object, size, state);
             }
         });
-        found
-    }
-
-    /// Bytes of the object with checks at `object`.
-    pub(crate) fn checked_size(&self, object: *const u8) -> usize {
-        let mut size = 0;
-        let owner = self.owner_of(object);
-        self.for_each(|cache| {
-            if Some(cache.slabs.id) == owner {
-                size = cache.room_size().unwrap_or(0);
-            }
-        });
-        size
     }
 
     /// Checks every object with checks, and says how many were reported.

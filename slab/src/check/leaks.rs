@@ -90,7 +90,7 @@ impl<P: Platform> Caches<P> {
     ///
     /// See [`Heap::find_leaks`](crate::Heap::find_leaks).
     pub(crate) unsafe fn find_leaks(&self, roots: &[Range<*const u8>], mut visit: impl FnMut(&Allocation)) {
-        let mut search = Search { caches: self, waiting: [core::ptr::null(); WAITING], length: 0, reached: false };
+        let mut search = Search { caches: self, waiting: [(core::ptr::null(), 0); WAITING], length: 0, reached: false };
         for root in roots {
             // SAFETY: the roots may be read, says the caller.
             unsafe { search.scan(root.start, root.end.addr() - root.start.addr()) };
@@ -130,7 +130,8 @@ impl<P: Platform> Caches<P> {
 /// The objects that have been reached are [`AUDITED`] meanwhile.
 struct Search<'a, P> {
     caches: &'a Caches<P>,
-    waiting: [*const u8; WAITING],
+    /// And their bytes.
+    waiting: [(*const u8, usize); WAITING],
     length: usize,
     /// Some object was, since this was last unset, that may not have been searched.
     reached: bool,
@@ -147,8 +148,7 @@ impl<P: Platform> Search<'_, P> {
         unsafe { self.scan_one(start, bytes) };
         while let Some(length) = self.length.checked_sub(1) {
             self.length = length;
-            let object = self.waiting[length];
-            let size = self.caches.checked_size(object);
+            let (object, size) = self.waiting[length];
             // SAFETY: an object with checks, which are initialised.
             unsafe { self.scan_one(object, size) };
         }
@@ -168,16 +168,17 @@ impl<P: Platform> Search<'_, P> {
     }
 
     fn reach(&mut self, address: usize) {
-        let Some((object, state)) = self.caches.checked_around(address) else { return };
-        if state.compare_exchange(USED, AUDITED, Relaxed, Relaxed).is_err() {
-            return;
-        }
-        match self.waiting.get_mut(self.length) {
-            Some(place) => {
-                *place = object;
-                self.length += 1;
+        self.caches.visit_checked(address, |object, size, state| {
+            if state.compare_exchange(USED, AUDITED, Relaxed, Relaxed).is_err() {
+                return;
             }
-            None => self.reached = true,
-        }
+            match self.waiting.get_mut(self.length) {
+                Some(place) => {
+                    *place = (object, size);
+                    self.length += 1;
+                }
+                None => self.reached = true,
+            }
+        });
     }
 }

@@ -1,5 +1,6 @@
 //! Objects with checks: what is written beside them or after their free stops the kernel with a report that names them.
 
+use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use kernel::heap::HEAP;
@@ -241,6 +242,14 @@ fn row_04_the_report_of_a_second_free_says_on_which_cpus_it_was_freed() {
     free_object(&SOCKETS, object);
 }
 
+/// A free, with another layout, of a block of 105 bytes whose class has red zones.
+fn allocate_and_free_as(other: Layout) {
+    HEAP.set_checks("size-112:redzone").expect("rules");
+    let block = HEAP.allocate(layout(105, 1)).expect("memory");
+    // SAFETY: refused.
+    unsafe { HEAP.free(block, other) };
+}
+
 test!(
     row_15_a_size_of_the_same_class_is_refused_where_it_is_known,
     stops_with = report!(
@@ -251,10 +260,7 @@ test!(
     )
 );
 fn row_15_a_size_of_the_same_class_is_refused_where_it_is_known() {
-    HEAP.set_checks("size-112:redzone").expect("rules");
-    let block = HEAP.allocate(layout(105, 1)).expect("memory");
-    // SAFETY: refused.
-    unsafe { HEAP.free(block, layout(106, 1)) };
+    allocate_and_free_as(layout(106, 1));
 }
 
 test!(
@@ -267,10 +273,7 @@ test!(
     )
 );
 fn row_16_an_alignment_of_the_same_class_is_refused_where_it_is_known() {
-    HEAP.set_checks("size-112:redzone").expect("rules");
-    let block = HEAP.allocate(layout(105, 1)).expect("memory");
-    // SAFETY: refused.
-    unsafe { HEAP.free(block, layout(105, 2)) };
+    allocate_and_free_as(layout(105, 2));
 }
 
 /// Counts nothing itself: the heap does.

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::arch::asm;
 use core::fmt::{self, Write};
 use core::hint::{black_box, spin_loop};
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::{Relaxed, Release}};
 
 use kernel::backtrace::{self, Call};
 use kernel::heap::HEAP;
@@ -101,10 +101,12 @@ fn a_backtrace_of_a_thread_ends_where_the_thread_began() {
 
 static CALLS: [AtomicUsize; 32] = [const { AtomicUsize::new(0) }; _];
 static TAKEN: AtomicBool = AtomicBool::new(false);
-static TICKS: AtomicUsize = AtomicUsize::new(0);
+static WAITING: AtomicBool = AtomicBool::new(false);
 
 #[inline(never)]
 fn waits_for_the_timer() {
+    // Release: the function has made its frame by now.
+    WAITING.store(true, Release);
     while !TAKEN.load(Relaxed) {
         spin_loop();
     }
@@ -113,8 +115,8 @@ fn waits_for_the_timer() {
 test!(a_backtrace_in_an_interrupt_goes_on_with_what_was_interrupted);
 fn a_backtrace_in_an_interrupt_goes_on_with_what_was_interrupted() {
     timer::start(50_000, || {
-        // The first may come before the function has made its frame.
-        if TICKS.fetch_add(1, Relaxed) < 3 {
+        // A tick may come before the function has made its frame.
+        if !WAITING.load(Relaxed) {
             return;
         }
         let mut calls = [0; CALLS.len()];
