@@ -5,7 +5,10 @@ use alloc::vec::Vec;
 use core::arch::asm;
 use core::fmt::{self, Write};
 use core::hint::{black_box, spin_loop};
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::{Relaxed, Release}};
+use core::sync::atomic::{
+    AtomicBool, AtomicUsize,
+    Ordering::{Relaxed, Release},
+};
 
 use kernel::backtrace::{self, Call};
 use kernel::heap::HEAP;
