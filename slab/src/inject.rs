@@ -10,6 +10,10 @@
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "fault-injection")]
+use crate::sync::Ordering::Relaxed;
+#[cfg(feature = "fault-injection")]
+use injector::NEVER;
+#[cfg(feature = "fault-injection")]
 pub use injector::{FaultMode, Injector};
 
 /// What a layer holds whose requests may be refused.
@@ -34,6 +38,16 @@ impl Injection {
         self.injector.refuse()
     }
 
+    /// Whether a request may fail.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.injector.kind.load(Relaxed) != NEVER
+    }
+
+    /// Counts a request that was served.
+    pub(crate) fn count(&self) {
+        self.injector.seen.fetch_add(1, Relaxed);
+    }
+
     /// How many requests had to fail so far.
     pub(crate) fn refusals(&self) -> u64 {
         self.injector.refused()
@@ -51,6 +65,16 @@ impl Injection {
     pub(crate) fn refuse(&self) -> bool {
         false
     }
+
+    /// Whether a request may fail: never.
+    #[inline(always)]
+    pub(crate) fn is_armed(&self) -> bool {
+        false
+    }
+
+    /// Nothing is counted.
+    #[inline(always)]
+    pub(crate) fn count(&self) {}
 
     /// How many requests had to fail so far: none.
     #[inline(always)]
@@ -108,18 +132,18 @@ mod injector {
     /// ```
     #[derive(Debug)]
     pub struct Injector {
-        kind: AtomicU8,
+        pub(super) kind: AtomicU8,
         /// Of the mode.
         number: AtomicU64,
         /// What `seen` was when the mode was set.
         since: AtomicU64,
-        seen: Counter,
+        pub(super) seen: Counter,
         refused: Counter,
         /// Not 0: the state of a xorshift generator (Marsaglia 2003).
         random: AtomicU64,
     }
 
-    const NEVER: u8 = 0;
+    pub(super) const NEVER: u8 = 0;
     const NTH: u8 = 1;
     const EVERY_NTH: u8 = 2;
     const ONE_IN: u8 = 3;

@@ -2,13 +2,13 @@
 //!
 //! A segment of one to [`MOST`] quanta that is freed goes into a magazine of its size, and comes from there: with no
 //! lock, and no search, split or merge. For the arena it stays allocated meanwhile. A round is the segment's first
-//! integer in the shape of a pointer, which is never followed.
+//! integer in the shape of a pointer, which is never followed; it has no number.
 
 #![deny(unsafe_code)]
 
 use core::ptr::without_provenance_mut;
 
-use crate::cache::{Caches, Magazines};
+use crate::cache::{Caches, Magazines, Round};
 use crate::platform::Platform;
 
 /// The largest segment with a quantum cache, in quanta.
@@ -47,7 +47,7 @@ impl<P: Platform> QuantumCaches<P> {
     }
 
     pub(super) fn take(&self, shared: &Caches<P>, size: u64, quantum: u64) -> Option<u64> {
-        Some(self.of(size, quantum)?.take(shared)?.addr() as u64)
+        Some(self.of(size, quantum)?.take(shared)?.object.addr() as u64)
     }
 
     /// Whether the segment from `start` on is kept. `flush` really frees segments of that size.
@@ -59,15 +59,15 @@ impl<P: Platform> QuantumCaches<P> {
         flush: impl Fn(u64, u64),
     ) -> bool {
         let Some(cache) = self.of(size, quantum) else { return false };
-        let round = without_provenance_mut(start as usize);
-        cache.put(shared, round, |rounds| rounds.iter().for_each(|round| flush(round.addr() as u64, size))).is_ok()
+        let round = Round::new(without_provenance_mut(start as usize), 0);
+        cache.put(shared, round, |rounds| flush_all(rounds, size, &flush)).is_ok()
     }
 
     /// Really frees what this CPU and the depots have.
     pub(super) fn drain(&self, shared: &Caches<P>, quantum: u64, flush: impl Fn(u64, u64)) {
         for (cache, quanta) in self.caches[..self.enabled].iter().zip(1..) {
             let size = quanta * quantum;
-            cache.drain(shared, |rounds| rounds.iter().for_each(|round| flush(round.addr() as u64, size)));
+            cache.drain(shared, |rounds| flush_all(rounds, size, &flush));
         }
     }
 
@@ -75,7 +75,11 @@ impl<P: Platform> QuantumCaches<P> {
     pub(super) fn tear_down(&mut self, shared: &Caches<P>, quantum: u64, flush: impl Fn(u64, u64)) {
         for (cache, quanta) in self.caches[..self.enabled].iter_mut().zip(1..) {
             let size = quanta * quantum;
-            cache.dismantle(shared, |rounds| rounds.iter().for_each(|round| flush(round.addr() as u64, size)));
+            cache.dismantle(shared, |rounds| flush_all(rounds, size, &flush));
         }
     }
+}
+
+fn flush_all(rounds: &[Round], size: u64, flush: &impl Fn(u64, u64)) {
+    rounds.iter().for_each(|round| flush(round.object.addr() as u64, size));
 }

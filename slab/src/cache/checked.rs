@@ -239,7 +239,7 @@ impl<P: Platform> Core<P> {
         } else if checks.contains(Checks::QUARANTINE) {
             self.let_wait(shared, start, state);
         } else {
-            self.slabs.put(shared, &[start], true);
+            self.slabs.put(shared, [start], true);
         }
         Ok(())
     }
@@ -273,7 +273,7 @@ impl<P: Platform> Core<P> {
             spin_loop();
         }
         match damage_of_free(&slot) {
-            None => self.slabs.put(shared, &[start], true),
+            None => self.slabs.put(shared, [start], true),
             Some(damage) => self.keep_out(shared, start, slot.object(), damage, None),
         }
     }

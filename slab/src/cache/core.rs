@@ -10,13 +10,15 @@ use core::ptr::NonNull;
 
 use super::AllocError;
 use super::geometry::Geometry;
+use super::magazine::Round;
 use super::magazines::{self, Magazines};
 use super::shared::Caches;
-use super::slab::{CACHED, USED, claim};
+use super::slab::{CACHED, USED, take_back};
 use super::slabs::{Lifecycle, Slabs};
 use crate::check::Room;
 use crate::fault::{CacheName, Caller, Fault};
 use crate::inject::Injection;
+use crate::lock::Interrupts;
 use crate::platform::{Platform, in_nmi};
 use crate::stats::CacheStats;
 use crate::verify::Broken;
@@ -87,6 +89,17 @@ impl Name {
     }
 }
 
+/// What became of a free with interrupts off.
+enum Outcome {
+    Kept,
+    /// It is not in use.
+    Refused,
+    /// Taken back, but there is no room for it.
+    NoRoom(Round),
+    /// It takes longer to say.
+    Far,
+}
+
 /// For what an object is allocated, and by whom, for those who check it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Request {
@@ -149,6 +162,61 @@ impl<P> Core<P> {
 }
 
 impl<P: Platform> Core<P> {
+    /// An object that this CPU has at hand, where there is nothing to do but to hand it out.
+    #[inline]
+    pub(crate) fn allocate_at_hand(&self, shared: &Caches<P>) -> Option<NonNull<u8>> {
+        if !self.checks().is_empty() || self.injection.is_armed() {
+            return None;
+        }
+        let object = self.hand_out(shared, self.magazines.pop()?, USED)?;
+        self.injection.count();
+        Some(object)
+    }
+
+    /// Frees an object in use, and says whether it was one. If not, nothing has changed.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses the object any more.
+    #[inline]
+    pub(crate) unsafe fn free_at_hand(&self, shared: &Caches<P>, object: *mut u8) -> bool {
+        let outcome = {
+            // So that on this CPU nothing comes between.
+            let _interrupts = Interrupts::<P>::disable();
+            self.free_here(shared, object)
+        };
+        match outcome {
+            Outcome::Kept => true,
+            Outcome::Refused => false,
+            Outcome::NoRoom(round) => {
+                self.keep_elsewhere(shared, round);
+                true
+            }
+            Outcome::Far => self.free_far(shared, object),
+        }
+    }
+
+    #[inline]
+    fn free_here(&self, shared: &Caches<P>, object: *mut u8) -> Outcome {
+        let Some(cpu) = self.magazines.here() else { return Outcome::Far };
+        if cpu.push_again(object, self.slabs.epoch(), |number| self.slabs.take_back(shared.frames(), number)) {
+            return Outcome::Kept;
+        }
+        match self.slabs.round_near(shared.frames(), object) {
+            None => Outcome::Far,
+            Some((_, slot)) if !take_back(slot, USED) => Outcome::Refused,
+            Some((round, _)) if cpu.push(round) => Outcome::Kept,
+            Some((round, _)) => Outcome::NoRoom(round),
+        }
+    }
+
+    /// The same where it takes longer.
+    #[inline(never)]
+    fn free_far(&self, shared: &Caches<P>, object: *mut u8) -> bool {
+        let freed = self.take_back(shared, object, USED).map(|round| self.keep(shared, round));
+        freed.is_ok()
+    }
+
     /// An object, constructed if the cache constructs. Its slot has the state `state` then.
     #[inline]
     pub(crate) fn allocate(&self, shared: &Caches<P>, grow: bool, state: u8) -> Result<NonNull<u8>, AllocError> {
@@ -169,7 +237,7 @@ impl<P: Platform> Core<P> {
         if in_nmi::<P>() {
             let (object, _) = self.slabs.take_at_once(shared)?;
             count(&self.allocations);
-            return self.hand_out(shared, object, state).ok_or(AllocError::NoMemory);
+            return self.hand_out_new(shared, object, state);
         }
         self.magazines.report_damage(shared);
         let (object, constructed) = self.slabs.take(shared, grow, self.magazines.are_worthwhile(shared))?;
@@ -177,7 +245,7 @@ impl<P: Platform> Core<P> {
             self.construct(shared, &lifecycle, object, object)?;
         }
         count(&self.allocations);
-        self.hand_out(shared, object, state).ok_or(AllocError::NoMemory)
+        self.hand_out_new(shared, object, state)
     }
 
     /// An object for whom `request` says, with the checks that the cache has now.
@@ -241,7 +309,7 @@ impl<P: Platform> Core<P> {
         self.allocations.fetch_add(taken as u64, Relaxed);
         let mut handed_out = 0;
         for index in 0..taken {
-            if self.hand_out(shared, objects[index], USED).is_some() {
+            if self.hand_out_new(shared, objects[index], USED).is_ok() {
                 objects.swap(handed_out, index);
                 handed_out += 1;
             }
@@ -264,7 +332,7 @@ impl<P: Platform> Core<P> {
                 self.0();
             }
         }
-        let undo = Undo(|| self.slabs.put(shared, &[slot], false));
+        let undo = Undo(|| self.slabs.put(shared, [slot], false));
         // SAFETY: the object is as large and aligned as its constructor was told, and nobody else's.
         let constructed = unsafe { (lifecycle.init)(object) };
         if constructed.is_ok() {
@@ -275,17 +343,27 @@ impl<P: Platform> Core<P> {
 
     /// Marks an object that this CPU has for itself as allocated. What is no such object is reported, and left alone.
     #[inline]
-    pub(super) fn hand_out(&self, shared: &Caches<P>, object: *mut u8, state: u8) -> Option<NonNull<u8>> {
-        match (self.slabs.state(shared.frames(), object), NonNull::new(object)) {
-            (Some(slot), Some(pointer)) if slot.load(Relaxed) == CACHED => {
-                slot.store(state, Relaxed);
-                Some(pointer)
-            }
-            _ => {
-                shared.report(Fault::BadRound, object, None);
-                None
-            }
+    pub(super) fn hand_out(&self, shared: &Caches<P>, round: Round, state: u8) -> Option<NonNull<u8>> {
+        if self.slabs.mark(shared.frames(), round, state) {
+            return NonNull::new(round.object);
         }
+        shared.report(Fault::BadRound, round.object, None);
+        None
+    }
+
+    /// The same of an object that comes from its slab.
+    fn hand_out_new(&self, shared: &Caches<P>, object: *mut u8, state: u8) -> Result<NonNull<u8>, AllocError> {
+        let round = self.round_of(shared, object).ok_or(AllocError::NoMemory)?;
+        self.hand_out(shared, round, state).ok_or(AllocError::NoMemory)
+    }
+
+    /// The round of an object that is not free. What is no object of this cache is reported.
+    pub(super) fn round_of(&self, shared: &Caches<P>, object: *mut u8) -> Option<Round> {
+        let found = self.slabs.round_of(shared.frames(), object);
+        if found.is_none() {
+            shared.report(Fault::BadRound, object, None);
+        }
+        found.map(|(round, _)| round)
     }
 
     /// Frees an object that was allocated in the state `state`. What is no such object is a fault, and nothing has
@@ -294,18 +372,22 @@ impl<P: Platform> Core<P> {
     /// # Safety
     ///
     /// Nobody uses the object any more.
-    #[inline]
     pub(crate) unsafe fn free(&self, shared: &Caches<P>, object: *mut u8, state: u8) -> Result<(), Fault> {
-        self.take_back(shared, object, state)?;
-        self.keep(shared, object);
+        let round = self.take_back(shared, object, state)?;
+        self.keep(shared, round);
         Ok(())
     }
 
     /// The object is the caller's to give to a magazine or a slab then.
-    #[inline]
-    pub(crate) fn take_back(&self, shared: &Caches<P>, object: *mut u8, state: u8) -> Result<(), Fault> {
-        let found = self.slabs.state(shared.frames(), object).map(|slot| claim(slot, state, CACHED));
-        if found == Some(Ok(())) { Ok(()) } else { Err(self.refusal(shared, object, found.and_then(Result::err))) }
+    pub(crate) fn take_back(&self, shared: &Caches<P>, object: *mut u8, state: u8) -> Result<Round, Fault> {
+        let Some((round, slot)) = self.slabs.round_of(shared.frames(), object) else {
+            return Err(self.refusal(shared, object, None));
+        };
+        let taken = {
+            let _interrupts = Interrupts::<P>::disable();
+            take_back(slot, state)
+        };
+        if taken { Ok(round) } else { Err(self.refusal(shared, object, Some(slot.load(Relaxed)))) }
     }
 
     /// Why an object is not taken back whose slot has the state `found`, or that has none.
@@ -320,26 +402,41 @@ impl<P: Platform> Core<P> {
     }
 
     /// Puts an object that is out of its slab and nobody's into a magazine, or else into its slab.
-    #[inline]
-    pub(crate) fn keep(&self, shared: &Caches<P>, object: *mut u8) {
-        let flush = |objects: &[*mut u8]| self.slabs.put(shared, objects, true);
-        if let Err(object) = self.magazines.put(shared, object, flush) {
+    pub(super) fn keep(&self, shared: &Caches<P>, round: Round) {
+        let pushed = {
+            let _interrupts = Interrupts::<P>::disable();
+            self.magazines.here().is_some_and(|cpu| cpu.push(round))
+        };
+        if !pushed {
+            self.keep_elsewhere(shared, round);
+        }
+    }
+
+    /// The same where this CPU's loaded magazine has no room.
+    #[cold]
+    fn keep_elsewhere(&self, shared: &Caches<P>, round: Round) {
+        let flush = |rounds: &[Round]| self.put_rounds(shared, rounds);
+        if let Err(round) = self.magazines.put_slow(shared, round, &flush) {
             count(&self.frees);
             if in_nmi::<P>() {
-                self.slabs.defer(shared, object);
+                self.slabs.defer(shared, round.object);
             } else {
-                self.slabs.put(shared, &[object], true);
+                self.put_rounds(shared, &[round]);
             }
         }
     }
 
     /// Gives objects that were taken back to their slabs, with one hold of the lock.
-    pub(super) fn put_batch(&self, shared: &Caches<P>, objects: &[*mut u8]) {
+    pub(super) fn put_batch(&self, shared: &Caches<P>, rounds: &[Round]) {
         if in_nmi::<P>() {
-            return objects.iter().for_each(|&object| self.keep(shared, object));
+            return rounds.iter().for_each(|&round| self.keep_elsewhere(shared, round));
         }
-        self.frees.fetch_add(objects.len() as u64, Relaxed);
-        self.slabs.put(shared, objects, true);
+        self.frees.fetch_add(rounds.len() as u64, Relaxed);
+        self.put_rounds(shared, rounds);
+    }
+
+    fn put_rounds(&self, shared: &Caches<P>, rounds: &[Round]) {
+        self.slabs.put(shared, rounds.iter().map(|round| round.object), true);
     }
 
     /// Gives everything back. The slabs are gone then, as there are no objects in use.
@@ -349,7 +446,7 @@ impl<P: Platform> Core<P> {
     /// No CPU uses this cache meanwhile.
     pub(super) unsafe fn tear_down(&self, shared: &Caches<P>) {
         // SAFETY: passed on to the caller.
-        unsafe { self.magazines.tear_down(shared, |objects| self.slabs.put(shared, objects, true)) };
+        unsafe { self.magazines.tear_down(shared, |rounds| self.put_rounds(shared, rounds)) };
         self.slabs.reap(shared, true);
     }
 
@@ -373,7 +470,7 @@ impl<P: Platform> Core<P> {
 
     /// Gives the slabs back what the magazines of this CPU and of the depot hold.
     fn drain(&self, shared: &Caches<P>) {
-        self.magazines.drain(shared, |objects| self.slabs.put(shared, objects, true));
+        self.magazines.drain(shared, |rounds| self.put_rounds(shared, rounds));
     }
 
     /// What a CPU is to do from time to time.
@@ -391,12 +488,12 @@ impl<P: Platform> Core<P> {
     /// It does not use this cache meanwhile.
     pub(super) unsafe fn retire_cpu(&self, shared: &Caches<P>, cpu: usize) {
         // SAFETY: passed on to the caller.
-        unsafe { self.magazines.drain_cpu(shared, cpu, |objects| self.slabs.put(shared, objects, true)) };
+        unsafe { self.magazines.drain_cpu(shared, cpu, |rounds| self.put_rounds(shared, rounds)) };
     }
 
     /// An interval is over: what was not needed in it goes back.
     pub(crate) fn end_interval(&self, shared: &Caches<P>) {
-        self.magazines.end_interval(shared, |objects| self.slabs.put(shared, objects, true));
+        self.magazines.end_interval(shared, |rounds| self.put_rounds(shared, rounds));
         self.slabs.end_interval(shared.frames());
         self.slabs.reap(shared, false);
     }
@@ -451,7 +548,7 @@ impl<P: Platform> Core<P> {
     /// Checks the invariants of the slabs and of the magazines.
     pub(crate) fn verify(&self, shared: &Caches<P>) -> Result<(), Broken> {
         self.slabs.verify(shared.frames())?;
-        let magazines = self.magazines.verify(|object| self.state_of(shared, object) == Ok(CACHED));
+        let magazines = self.magazines.verify(|round| self.state_of(shared, round.object) == Ok(CACHED));
         magazines.map_err(|what| Broken::Cache { id: self.slabs.id, what })
     }
 }

@@ -87,7 +87,7 @@ use core::alloc::Layout;
 
 use super::shared::metadata_block;
 use super::slab::Header;
-use crate::frames::Order;
+use crate::frames::{Frame, Order, SlabOwner};
 use crate::memory::FRAME_SIZE;
 
 /// The largest object that shares its slab with the slab's header: an eighth of a page, as in the paper.
@@ -116,14 +116,19 @@ pub(crate) struct Geometry {
     pub(crate) align: usize,
     /// Page frames in a slab.
     pub(crate) frames: u32,
+    /// The smallest block that holds a slab.
+    size: Order,
     /// The slab is aligned to this order.
     pub(crate) order: Order,
     pub(crate) slots: usize,
     /// How many different starts the first slot may have, `align` apart.
     pub(crate) colours: u32,
     pub(crate) off_slab: bool,
-    /// 2^32 / `stride`, rounded up: an offset times this, shifted down, is the offset divided by the stride.
+    /// 2^64 / `stride`, rounded up. An offset times this has the quotient in its upper half, and a lower half below this
+    /// where nothing is left over (Lemire, Kaser & Kurz 2019, "Faster remainder by direct computation").
     reciprocal: u64,
+    /// Where in a slab its header is, if it is there.
+    pub(crate) header_offset: usize,
 }
 
 impl Geometry {
@@ -156,10 +161,11 @@ impl Geometry {
         };
         let order = if size.get() < alignment.get() { alignment } else { size };
         let header = if off_slab { 0 } else { header_bytes(slots) };
-        let room = frames as usize * FRAME_SIZE - slots * stride - header;
-        let reciprocal = (1_u64 << 32).div_ceil(stride as u64);
+        let header_offset = frames as usize * FRAME_SIZE - header;
+        let room = header_offset - slots * stride;
+        let reciprocal = u64::MAX / stride as u64 + 1;
         let colours = (room / align) as u32 + 1;
-        Some(Self { stride, align, frames, order, slots, colours, off_slab, reciprocal })
+        Some(Self { stride, align, frames, size, order, slots, colours, off_slab, reciprocal, header_offset })
     }
 
     /// Bytes in a slab.
@@ -174,15 +180,29 @@ impl Geometry {
         header_bytes(self.slots)
     }
 
-    /// The slot that starts `offset` bytes after the first; `None` where none does.
+    /// The slot that starts `offset` bytes after the first, which is at most 4 MiB before or after it; `None` where none
+    /// does.
     #[inline]
     pub(crate) fn slot_at(&self, offset: usize) -> Option<usize> {
-        if offset >= self.bytes() {
-            return None;
-        }
-        // Exact for every multiple of the stride below 2^32; for others the comparison says no.
-        let slot = ((offset as u64 * self.reciprocal) >> 32) as usize;
-        (slot < self.slots && slot * self.stride == offset).then_some(slot)
+        // Below 0 it becomes nearly 2^32, and leads to no slot.
+        let product = u128::from(offset as u32) * u128::from(self.reciprocal);
+        let slot = (product >> 64) as usize;
+        ((product as u64) < self.reciprocal && slot < self.slots).then_some(slot)
+    }
+
+    /// What the records of the slabs' frames say, for the cache with this number.
+    pub(crate) const fn owner(&self, cache: u32) -> SlabOwner {
+        SlabOwner::new(cache, self.size)
+    }
+
+    /// The same if a slab is one frame that has its header in it; else what no record says.
+    pub(crate) const fn near_owner(&self, cache: u32) -> SlabOwner {
+        if self.off_slab || self.frames > 1 { SlabOwner::NONE } else { self.owner(cache) }
+    }
+
+    /// The first frame of the slab that this cache has around `frame`.
+    pub(crate) const fn first_of(&self, frame: Frame) -> Frame {
+        frame.block_start(self.size)
     }
 }
 

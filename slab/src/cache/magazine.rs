@@ -1,6 +1,6 @@
 //! A magazine: a block of metadata that holds rounds, last in, first out.
 //!
-//! A round is a pointer to a constructed, free object; an arena's is an integer in the shape of one.
+//! A round is a constructed, free object, and where the state of its slot is; an arena's is an integer in the shape of one.
 
 use crate::sync::{AtomicPtr, AtomicU32, Ordering::Relaxed};
 use core::ptr::NonNull;
@@ -20,7 +20,32 @@ struct Body {
     capacity: AtomicU32,
 }
 
-const _: () = assert!(size_of::<Body>() == 2 * size_of::<usize>());
+const _: () = assert!(size_of::<Body>() == size_of::<Round>());
+
+/// An object, and a number that its cache knows it by.
+///
+/// The number is kept mixed with the address, so that it is out of range where something has overwritten one of the two, or
+/// both with the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Round {
+    pub(crate) object: *mut u8,
+    mixed: usize,
+}
+
+impl Round {
+    const NONE: Self = Self { object: core::ptr::null_mut(), mixed: 0 };
+
+    #[inline]
+    pub(crate) fn new(object: *mut u8, number: usize) -> Self {
+        Self { object, mixed: !(object.addr() ^ number) }
+    }
+
+    #[inline]
+    pub(crate) fn number(self) -> usize {
+        !(self.object.addr() ^ self.mixed)
+    }
+}
 
 /// A magazine that the holder of this owns.
 ///
@@ -54,19 +79,44 @@ impl Magazine {
     }
 
     #[inline]
-    pub(super) fn push(&self, round: *mut u8) -> Result<(), *mut u8> {
+    pub(super) fn push(&self, round: Round) -> bool {
+        let rounds = self.len();
+        let has_room = rounds < self.capacity();
+        if has_room {
+            // SAFETY: `rounds` is less than the magazine has room for.
+            unsafe { self.slot(rounds).write(round) };
+            self.body().rounds.store(rounds as u32 + 1, Relaxed);
+        }
+        has_room
+    }
+
+    /// Puts the round back that was taken out last, if it is that of `object` and `may` says so of its number. The rounds
+    /// behind the last one are initialised.
+    #[inline]
+    fn push_again(&self, object: *mut u8, may: impl FnOnce(usize) -> bool) -> bool {
         let rounds = self.len();
         if rounds >= self.capacity() {
-            return Err(round);
+            return false;
         }
         // SAFETY: `rounds` is less than the magazine has room for.
-        unsafe { self.slot(rounds).write(round) };
-        self.body().rounds.store(rounds as u32 + 1, Relaxed);
-        Ok(())
+        let last = unsafe { self.slot(rounds).read() };
+        let pushed = core::ptr::eq(last.object, object) && may(last.number());
+        if pushed {
+            self.body().rounds.store(rounds as u32 + 1, Relaxed);
+        }
+        pushed
+    }
+
+    /// Forgets the rounds that were taken out.
+    pub(super) fn forget(&self) {
+        for index in self.len()..self.capacity() {
+            // SAFETY: less than the magazine has room for.
+            unsafe { self.slot(index).write(Round::NONE) };
+        }
     }
 
     #[inline]
-    pub(super) fn pop(&self) -> Option<*mut u8> {
+    pub(super) fn pop(&self) -> Option<Round> {
         let rounds = self.len().wrapping_sub(1);
         if rounds >= MOST_ROUNDS {
             return None;
@@ -77,7 +127,7 @@ impl Magazine {
     }
 
     /// The rounds in it.
-    pub(super) fn rounds(&self) -> &[*mut u8] {
+    pub(super) fn rounds(&self) -> &[Round] {
         // SAFETY: so many are written, and they change only through `self`'s owner, who does not push or pop meanwhile.
         unsafe { core::slice::from_raw_parts(self.slot(0), self.len()) }
     }
@@ -134,36 +184,72 @@ impl Magazine {
     }
 
     #[inline]
-    fn slot(&self, index: usize) -> *mut *mut u8 {
-        self.0.as_ptr().wrapping_add(1).cast::<*mut u8>().wrapping_add(index)
+    fn slot(&self, index: usize) -> *mut Round {
+        self.0.as_ptr().wrapping_add(1).cast::<Round>().wrapping_add(index)
     }
 }
 
+/// Stands for a magazine where there is none: it has no round, and no room for one.
+static NONE: Body =
+    Body { next: AtomicPtr::new(core::ptr::null_mut()), rounds: AtomicU32::new(0), capacity: AtomicU32::new(0) };
+
 /// A place for a magazine.
+///
+/// Invariant: it points to a magazine that is in no other place, or to [`NONE`].
 #[derive(Debug)]
 pub(super) struct Place(AtomicPtr<Body>);
 
 impl Place {
     pub(super) const fn empty() -> Self {
-        Self(AtomicPtr::new(core::ptr::null_mut()))
+        Self(AtomicPtr::new((&raw const NONE).cast_mut()))
     }
 
     /// Takes the magazine out, if there is one.
     pub(super) fn take(&self) -> Option<Magazine> {
-        let body = self.0.load(Relaxed);
-        self.0.store(core::ptr::null_mut(), Relaxed);
-        NonNull::new(body).map(Magazine)
+        let magazine = self.get();
+        self.put(None);
+        magazine
     }
 
     /// Puts a magazine in; there is none in it.
     pub(super) fn put(&self, magazine: Option<Magazine>) {
-        self.0.store(magazine.map_or(core::ptr::null_mut(), |magazine| magazine.0.as_ptr()), Relaxed);
+        let body = magazine.map_or((&raw const NONE).cast_mut(), |magazine| magazine.0.as_ptr());
+        self.0.store(body, Relaxed);
     }
 
     /// Calls `look` with the magazine in it.
-    #[inline]
     pub(super) fn with<T>(&self, look: impl FnOnce(&Magazine) -> T) -> Option<T> {
-        NonNull::new(self.0.load(Relaxed)).map(|body| look(&Magazine(body)))
+        self.get().map(|magazine| look(&magazine))
+    }
+
+    fn get(&self) -> Option<Magazine> {
+        let magazine = self.magazine();
+        if core::ptr::eq(magazine.0.as_ptr(), &raw const NONE) { None } else { Some(magazine) }
+    }
+
+    /// The magazine, or what stands for it.
+    #[inline]
+    fn magazine(&self) -> Magazine {
+        // SAFETY: the invariant: it is never null.
+        Magazine(unsafe { NonNull::new_unchecked(self.0.load(Relaxed)) })
+    }
+
+    /// Takes a round out of the magazine.
+    #[inline]
+    pub(super) fn pop(&self) -> Option<Round> {
+        self.magazine().pop()
+    }
+
+    /// Puts the round of `object` back that was taken out last, if it is that one and `may` says so of its number.
+    #[inline]
+    pub(super) fn push_again(&self, object: *mut u8, may: impl FnOnce(usize) -> bool) -> bool {
+        self.magazine().push_again(object, may)
+    }
+
+    /// Puts a round into the magazine, if it has room.
+    #[inline]
+    pub(super) fn push(&self, round: Round) -> bool {
+        self.magazine().push(round)
     }
 }
 
@@ -210,11 +296,10 @@ impl List {
 
     /// Calls `look` with each.
     pub(super) fn for_each(&self, mut look: impl FnMut(&Magazine)) {
-        let mut next = self.first.0.load(Relaxed);
-        while let Some(body) = NonNull::new(next) {
-            let magazine = Magazine(body);
+        let mut next = self.first.get();
+        while let Some(magazine) = next {
             look(&magazine);
-            next = magazine.body().next.load(Relaxed);
+            next = NonNull::new(magazine.body().next.load(Relaxed)).map(Magazine);
         }
     }
 }

@@ -27,7 +27,7 @@ mod upkeep;
 
 use core::fmt;
 
-use super::magazine::{List, Magazine, Place};
+use super::magazine::{List, Magazine, Place, Round};
 use super::shared::Caches;
 use super::sizing::{self, Kind};
 use crate::fault::Fault;
@@ -38,6 +38,9 @@ use crate::sync::{AtomicPtr, AtomicU8, AtomicU32, Counter, Ordering};
 
 /// How often a free goes around before it leaves the round to the layer below.
 const ATTEMPTS: usize = 3;
+
+/// No epoch of the slabs.
+pub(super) const NEVER: u32 = u32::MAX;
 
 /// The magazines of one cache.
 pub(crate) struct Magazines<P> {
@@ -66,13 +69,15 @@ struct Shared<P> {
 /// What a CPU has for one cache, on a cache line of its own.
 #[derive(Debug)]
 #[repr(C, align(64))]
-struct Cpu {
+pub(super) struct Cpu {
     loaded: Place,
     previous: Place,
     allocations: Counter,
     frees: Counter,
     /// As of when this CPU has given up its magazines; see [`Magazines::epoch`].
     epoch: AtomicU32,
+    /// As of which epoch of the slabs the rounds behind the last one of the loaded magazine are those that were taken.
+    known: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -126,15 +131,25 @@ impl<P> Magazines<P> {
 }
 
 impl<P: Platform> Magazines<P> {
+    /// A round, if this CPU has one in its loaded magazine.
+    #[inline]
+    pub(super) fn pop(&self) -> Option<Round> {
+        let _interrupts = Interrupts::<P>::disable();
+        let cpu = self.here()?;
+        let round = cpu.loaded.pop()?;
+        count(&cpu.allocations);
+        Some(round)
+    }
+
     /// A round, if this CPU or the depot has one.
     #[inline]
-    pub(crate) fn take(&self, shared: &Caches<P>) -> Option<*mut u8> {
+    pub(crate) fn take(&self, shared: &Caches<P>) -> Option<Round> {
         if P::CPUS == 0 {
             return None;
         }
         let _interrupts = Interrupts::<P>::disable();
-        let cpu = self.this_cpu()?;
-        let round = match cpu.loaded.with(Magazine::pop).flatten() {
+        let cpu = self.here()?;
+        let round = match cpu.loaded.pop() {
             Some(round) => round,
             None => self.exchange_for_full(shared, cpu)?,
         };
@@ -143,9 +158,9 @@ impl<P: Platform> Magazines<P> {
     }
 
     #[cold]
-    fn exchange_for_full(&self, shared: &Caches<P>, cpu: &Cpu) -> Option<*mut u8> {
+    fn exchange_for_full(&self, shared: &Caches<P>, cpu: &Cpu) -> Option<Round> {
         self.drop_unsound(shared, cpu);
-        if let Some(round) = cpu.previous.with(Magazine::pop).flatten() {
+        if let Some(round) = cpu.previous.pop() {
             cpu.swap();
             return Some(round);
         }
@@ -157,7 +172,7 @@ impl<P: Platform> Magazines<P> {
         drop(depot);
         cpu.previous.put(cpu.loaded.take());
         let round = full.pop();
-        cpu.loaded.put(Some(full));
+        cpu.load(Some(full));
         round
     }
 
@@ -165,25 +180,18 @@ impl<P: Platform> Magazines<P> {
     ///
     /// `flush` gives rounds to the layer below; it is called with no lock held.
     #[inline]
-    pub(crate) fn put(&self, shared: &Caches<P>, round: *mut u8, flush: impl Fn(&[*mut u8])) -> Result<(), *mut u8> {
-        if P::CPUS == 0 || self.largest.is_none() {
-            return Err(round);
-        }
-        {
+    pub(crate) fn put(&self, shared: &Caches<P>, round: Round, flush: impl Fn(&[Round])) -> Result<(), Round> {
+        let pushed = {
             let _interrupts = Interrupts::<P>::disable();
-            if let Some(cpu) = self.this_cpu()
-                && cpu.loaded.with(|loaded| loaded.push(round).is_ok()) == Some(true)
-            {
-                count(&cpu.frees);
-                return Ok(());
-            }
-        }
-        self.put_slow(shared, round, &flush)
+            self.here().is_some_and(|cpu| cpu.push(round))
+        };
+        if pushed { Ok(()) } else { self.put_slow(shared, round, &flush) }
     }
 
+    /// Keeps a round for which this CPU has no room just here.
     #[cold]
-    fn put_slow(&self, shared: &Caches<P>, round: *mut u8, flush: &dyn Fn(&[*mut u8])) -> Result<(), *mut u8> {
-        if in_nmi::<P>() {
+    pub(super) fn put_slow(&self, shared: &Caches<P>, round: Round, flush: &dyn Fn(&[Round])) -> Result<(), Round> {
+        if P::CPUS == 0 || self.largest.is_none() || in_nmi::<P>() {
             return Err(round);
         }
         let result = self.put_by_exchange(shared, round, flush);
@@ -191,7 +199,7 @@ impl<P: Platform> Magazines<P> {
         result
     }
 
-    fn put_by_exchange(&self, shared: &Caches<P>, round: *mut u8, flush: &dyn Fn(&[*mut u8])) -> Result<(), *mut u8> {
+    fn put_by_exchange(&self, shared: &Caches<P>, round: Round, flush: &dyn Fn(&[Round])) -> Result<(), Round> {
         self.set_up(shared);
         if self.is_behind(shared) {
             self.drain(shared, flush);
@@ -199,7 +207,7 @@ impl<P: Platform> Magazines<P> {
         for _ in 0..ATTEMPTS {
             let outcome = {
                 let _interrupts = Interrupts::<P>::disable();
-                let Some(cpu) = self.this_cpu() else { return Err(round) };
+                let Some(cpu) = self.here() else { return Err(round) };
                 self.try_put(shared, cpu, round)
             };
             let empty = match outcome {
@@ -216,9 +224,9 @@ impl<P: Platform> Magazines<P> {
         Err(round)
     }
 
-    fn try_put(&self, shared: &Caches<P>, cpu: &Cpu, round: *mut u8) -> Put {
+    fn try_put(&self, shared: &Caches<P>, cpu: &Cpu, round: Round) -> Put {
         self.drop_unsound(shared, cpu);
-        let push = || cpu.loaded.with(|loaded| loaded.push(round).is_ok()) == Some(true);
+        let push = || cpu.loaded.push(round);
         // Interrupts were on since the loaded magazine was found full, or this may be another CPU: it can have room now, and
         // must not become the previous one then.
         let mut pushed = push();
@@ -246,9 +254,9 @@ impl<P: Platform> Magazines<P> {
         }
         drop(depot);
         cpu.previous.put(cpu.loaded.take());
-        let pushed = empty.push(round).is_ok();
+        let pushed = empty.push(round);
         debug_assert!(pushed, "an empty magazine has room");
-        cpu.loaded.put(Some(empty));
+        cpu.load(Some(empty));
         count(&cpu.frees);
         Put::Done
     }
@@ -308,6 +316,7 @@ impl<P: Platform> Magazines<P> {
                 allocations: Counter::new(0),
                 frees: Counter::new(0),
                 epoch: AtomicU32::new(self.epoch(shared)),
+                known: AtomicU32::new(NEVER),
             };
             // SAFETY: the memory is ours, for so many; metadata blocks are aligned to their size.
             unsafe { cpus.add(index).write(cpu) };
@@ -319,8 +328,9 @@ impl<P: Platform> Magazines<P> {
         }
     }
 
+    /// What the CPU has on which this runs, as long as interrupts are off.
     #[inline]
-    fn this_cpu(&self) -> Option<&Cpu> {
+    pub(super) fn here(&self) -> Option<&Cpu> {
         self.cpu(P::current_cpu())
     }
 
@@ -343,7 +353,7 @@ impl<P: Platform> Magazines<P> {
     /// Whether this CPU has magazines to give up.
     pub(super) fn is_behind(&self, shared: &Caches<P>) -> bool {
         let _interrupts = Interrupts::<P>::disable();
-        self.this_cpu().is_some_and(|cpu| cpu.epoch.load(Relaxed) != self.epoch(shared))
+        self.here().is_some_and(|cpu| cpu.epoch.load(Relaxed) != self.epoch(shared))
     }
 
     fn kind(&self) -> Kind {
@@ -360,7 +370,7 @@ impl<P: Platform> Magazines<P> {
     /// Lets a test look at this CPU's loaded magazine.
     #[cfg(test)]
     pub(super) fn with_loaded(&self, look: impl Fn(&Magazine)) {
-        self.this_cpu().and_then(|cpu| cpu.loaded.with(look)).expect("a magazine");
+        self.here().and_then(|cpu| cpu.loaded.with(look)).expect("a magazine");
     }
 
     /// Runs `work` with the depot's lock held; it can ask how often others have met it.
@@ -372,9 +382,48 @@ impl<P: Platform> Magazines<P> {
 }
 
 impl Cpu {
+    /// Keeps a round, if the loaded magazine has room for it.
+    #[inline]
+    pub(super) fn push(&self, round: Round) -> bool {
+        let pushed = self.loaded.push(round);
+        if pushed {
+            count(&self.frees);
+        }
+        pushed
+    }
+
+    /// Keeps the round of `object` again, if it is the one that was taken last, and `may` says so of its number. `epoch`
+    /// changes when what is known of rounds that were taken is to be forgotten; it is never [`NEVER`].
+    ///
+    /// What is allocated last is often freed first, and then this spares the free to find out about the object.
+    #[inline]
+    pub(super) fn push_again(&self, object: *mut u8, epoch: u32, may: impl FnOnce(usize) -> bool) -> bool {
+        if self.known.load(Relaxed) != epoch {
+            self.forget(epoch);
+            return false;
+        }
+        let pushed = self.loaded.push_again(object, may);
+        if pushed {
+            count(&self.frees);
+        }
+        pushed
+    }
+
+    #[cold]
+    fn forget(&self, epoch: u32) {
+        self.loaded.with(Magazine::forget);
+        self.known.store(epoch, Relaxed);
+    }
+
+    /// Another magazine is the loaded one now.
+    fn load(&self, magazine: Option<Magazine>) {
+        self.loaded.put(magazine);
+        self.known.store(NEVER, Relaxed);
+    }
+
     fn swap(&self) {
         let loaded = self.loaded.take();
-        self.loaded.put(self.previous.take());
+        self.load(self.previous.take());
         self.previous.put(loaded);
     }
 

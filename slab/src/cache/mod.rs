@@ -37,6 +37,7 @@ pub use shared::Caches;
 pub use typed::{Object, ObjectBox, ObjectCache};
 
 pub(crate) use self::core::{Core, Request};
+pub(crate) use magazine::Round;
 pub(crate) use magazines::Magazines;
 pub(crate) use shared::CLASSES;
 pub(crate) use slab::{AUDITED, LENT, USED};

@@ -8,6 +8,7 @@ use core::ptr::NonNull;
 
 use super::core::{Core, Request};
 use super::geometry::Geometry;
+use super::magazine::Round;
 use super::shared::Caches;
 use super::slab::USED;
 use super::slabs::Lifecycle;
@@ -143,7 +144,14 @@ impl<'a, P: Platform> Cache<'a, P> {
     #[inline]
     #[track_caller]
     pub fn allocate(&self) -> Result<NonNull<u8>, AllocError> {
-        let request = self.request(Location::caller());
+        if let Some(object) = self.existing().and_then(|core| core.allocate_at_hand(self.caches)) {
+            return Ok(object);
+        }
+        self.allocate_slowly(self.request(Location::caller()))
+    }
+
+    #[cold]
+    fn allocate_slowly(&self, request: Request) -> Result<NonNull<u8>, AllocError> {
         let core = self.core()?;
         let refusals = core.refusals(self.caches);
         core.allocate_for(self.caches, true, request).or_else(|error| match core.refusals(self.caches) {
@@ -222,8 +230,12 @@ impl<'a, P: Platform> Cache<'a, P> {
 
     #[inline]
     unsafe fn try_free(&self, object: NonNull<u8>, caller: Caller) -> Result<(), Fault> {
-        let core = self.core_of(object)?;
         // SAFETY: passed on to the caller.
+        if self.existing().is_some_and(|core| unsafe { core.free_at_hand(self.caches, object.as_ptr()) }) {
+            return Ok(());
+        }
+        let core = self.core_of(object)?;
+        // SAFETY: as above.
         let freed = unsafe { core.free(self.caches, object.as_ptr(), USED) };
         // SAFETY: as above.
         freed.or_else(|fault| unsafe { self.free_other(object, fault, caller) })
@@ -288,15 +300,17 @@ impl<'a, P: Platform> Cache<'a, P> {
     /// As [`free`](Self::free), for each.
     #[track_caller]
     pub unsafe fn free_bulk(&self, mut objects: &[NonNull<u8>]) {
-        let mut batch = [core::ptr::null_mut(); BATCH];
+        let mut batch = [Round::new(core::ptr::null_mut(), 0); BATCH];
         while !objects.is_empty() {
             let (mut taken, mut refused) = (0, None);
             for &object in &objects[..objects.len().min(BATCH)] {
-                if let Err(fault) = self.take_back(object) {
-                    refused = Some((object, fault));
-                    break;
+                match self.take_back(object) {
+                    Ok(round) => batch[taken] = round,
+                    Err(fault) => {
+                        refused = Some((object, fault));
+                        break;
+                    }
                 }
-                batch[taken] = object.as_ptr();
                 taken += 1;
             }
             if let Some(core) = self.existing() {
@@ -397,19 +411,23 @@ impl<'a, P: Platform> Cache<'a, P> {
     }
 
     /// Takes an object back from its user without giving it to anybody.
-    pub(super) fn take_back(&self, object: NonNull<u8>) -> Result<(), Fault> {
+    pub(super) fn take_back(&self, object: NonNull<u8>) -> Result<Round, Fault> {
         let core = self.core_of(object)?;
         core.take_back(self.caches, object.as_ptr(), USED)
     }
 
     /// Hands out an object that was taken back.
     pub(super) fn hand_out(&self, object: NonNull<u8>) -> Option<NonNull<u8>> {
-        self.existing()?.hand_out(self.caches, object.as_ptr(), USED)
+        let core = self.existing()?;
+        core.hand_out(self.caches, core.round_of(self.caches, object.as_ptr())?, USED)
     }
 
+    /// Keeps an object that was taken back.
     pub(super) fn keep(&self, object: NonNull<u8>) {
-        if let Some(core) = self.existing() {
-            core.keep(self.caches, object.as_ptr());
+        if let Some(core) = self.existing()
+            && let Some(round) = core.round_of(self.caches, object.as_ptr())
+        {
+            core.keep(self.caches, round);
         }
     }
 

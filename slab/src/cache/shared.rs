@@ -184,7 +184,8 @@ impl<P: Platform> Caches<P> {
     /// The cache of a size class.
     #[inline]
     pub(crate) fn class(&self, class: usize) -> &Core<P> {
-        &self.general[class]
+        // A class is less than their number, which this says to the compiler.
+        &self.general[class % CLASSES]
     }
 
     /// The cache with this number, where it has the objects with checks of a size class.
@@ -275,7 +276,7 @@ impl<P: Platform> Caches<P> {
     /// It has that size, and nobody uses it any more.
     pub(crate) unsafe fn free_metadata(&self, block: *mut u8, bytes: usize) {
         match self.metadata_cache(bytes) {
-            Some(slabs) => slabs.put(self, &[block], false),
+            Some(slabs) => slabs.put(self, [block], false),
             None => {
                 let Some(frame) = self.frames.frame_of(block) else { return };
                 self.frames.free_metadata(frame, bytes.div_ceil(FRAME_SIZE) as u32);
@@ -426,7 +427,7 @@ impl<P: Platform> Caches<P> {
         let last = registry.last.load(Relaxed);
         // SAFETY: nobody else knows it yet, says the caller.
         let new = unsafe { &mut *cache.as_ptr() };
-        new.slabs.id = registry.next_id;
+        new.slabs.set_id(registry.next_id);
         if new.room.is_none() {
             new.namesake = registry.count_namesakes(new.name.get());
             if let Some(checks) = registry.rules.checks_of(new.name.get()) {

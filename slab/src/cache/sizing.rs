@@ -1,26 +1,28 @@
 //! How large magazines are, and when they grow.
 //!
-//! A magazine fills a block of 64, 128, ... 1024 bytes. Its first two words are a link and a count; the rest are rounds:
+//! A magazine fills a block of 128, 256, ... 1024 bytes. Its first two words are a link and a count; the rest are rounds,
+//! of two words each:
 //!
 //! | objects of up to | rounds at first | rounds at most | kept by a CPU at most |
 //! |---|---|---|---|
-//! | 128 bytes | 14 | 126 | 32 KiB |
-//! | 512 bytes | 14 | 62 | 64 KiB |
-//! | 2 KiB | 6 | 30 | 128 KiB |
-//! | 8 KiB | 6 | 14 | 256 KiB |
-//! | 32 KiB | 6 | 6 | 512 KiB |
+//! | 512 bytes | 15 | 63 | 64 KiB |
+//! | 2 KiB | 7 | 31 | 128 KiB |
+//! | 8 KiB | 7 | 15 | 256 KiB |
+//! | 32 KiB | 7 | 7 | 512 KiB |
 //!
 //! Larger objects go to their slabs at once. Magazines start small, since many caches are hardly used, and take the next
 //! size when CPUs meet at the depot's lock (section 3.4 of the 2001 paper). They do not grow while memory is short.
 
 #![forbid(unsafe_code)]
 
-/// A size of magazine: kind k takes 64 * 2^k bytes.
+use super::magazine::Round;
+
+/// A size of magazine: kind k takes 128 * 2^k bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Kind(u8);
 
 /// The largest kind, and the rounds that it holds.
-const MOST: u8 = 4;
+const MOST: u8 = 3;
 pub(crate) const MOST_ROUNDS: usize = Kind(MOST).rounds();
 
 /// The layer is off in heaps with less memory than this, and this for each CPU: what magazines hold back would be missed.
@@ -37,13 +39,13 @@ impl Kind {
     /// Bytes of a magazine's memory.
     #[inline]
     pub(crate) const fn bytes(self) -> usize {
-        64 << self.0
+        128 << self.0
     }
 
     /// Rounds that it holds.
     #[inline]
     pub(crate) const fn rounds(self) -> usize {
-        self.bytes() / size_of::<usize>() - 2
+        self.bytes() / size_of::<Round>() - 1
     }
 
     /// The kind that holds so many rounds.
@@ -69,8 +71,7 @@ pub(crate) fn least_memory(cpus: usize) -> usize {
 /// The kinds that a cache may use, from first to largest; `None` where its objects are too large for magazines.
 pub(crate) const fn kinds_for(object_size: usize) -> Option<(Kind, Kind)> {
     let (first, largest) = match object_size {
-        0..=128 => (1, MOST),
-        129..=512 => (1, 3),
+        0..=512 => (1, MOST),
         513..=2048 => (0, 2),
         2049..=8192 => (0, 1),
         8193..=32768 => (0, 0),
@@ -95,7 +96,7 @@ mod tests {
 
     #[test]
     fn the_table_of_the_documentation_is_true() {
-        let table = [(128, 14, 126, 32), (512, 14, 62, 64), (2048, 6, 30, 128), (8192, 6, 14, 256), (32768, 6, 6, 512)];
+        let table = [(512, 15, 63, 64), (2048, 7, 31, 128), (8192, 7, 15, 256), (32768, 7, 7, 512)];
         let mut below = 1;
         for (size, first, largest, kept) in table {
             for size in [below, size] {
@@ -122,7 +123,7 @@ mod tests {
     #[test]
     fn a_depot_holds_a_small_share_of_memory() {
         let kind = kinds_for(64).unwrap().0;
-        assert_eq!(most_full_magazines(256 << 20, 64, kind), (1 << 20) / (64 * 14));
+        assert_eq!(most_full_magazines(256 << 20, 64, kind), (1 << 20) / (64 * 15));
         assert_eq!(most_full_magazines(1 << 20, 4096, kind), 4, "a few always");
     }
 }

@@ -16,9 +16,11 @@
 //! | [`LENT`] + n | allocated for the n-th size class, a smaller one, which had no memory |
 //!
 //! Lock: `RAW` and `FREE` are left and entered with the cache's slab list locked, which guards the header too. From
-//! `CACHED` to `USED` or `LENT` whoever has the object changes the state, with no lock. The way back is a claim, one
-//! atomic exchange: of several that free an object at once, one succeeds. All of it is atomic, so that a bad free at any
-//! time reads a value and no more.
+//! `CACHED` to `USED` or `LENT` whoever has the object changes the state, with no lock, and back again with interrupts off:
+//! by a load and a store, since an atomic exchange costs more than all the rest of a free. So of two CPUs that free an
+//! object in the same few instructions, both may succeed. Then it is in two rounds, and the second of them that is
+//! handed out, or given to the slabs, is reported. The states of objects with checks change by an exchange,
+//! [`claim`]. All of it is atomic, so that a bad free at any time reads a value and no more.
 
 use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -68,8 +70,17 @@ pub(crate) struct Header {
 
 const _: () = assert!(size_of::<Header>() == 32);
 
-/// Takes a slot from its user: from `state`, which is [`USED`] or [`LENT`], to `to`. Of several that try at once, one
-/// succeeds. `Err` says what the state is.
+/// Takes a slot from its user, if it has the state `state`. Interrupts are off.
+#[inline]
+pub(super) fn take_back(slot: &AtomicU8, state: u8) -> bool {
+    let is_right = slot.load(Relaxed) == state;
+    if is_right {
+        slot.store(CACHED, Relaxed);
+    }
+    is_right
+}
+
+/// Takes a slot from its user: from `state` to `to`. Of several that try at once, one succeeds. `Err` says what the state is.
 #[inline]
 pub(super) fn claim(slot: &AtomicU8, state: u8, to: u8) -> Result<(), u8> {
     slot.compare_exchange(state, to, Relaxed, Relaxed).map(|_| ())
@@ -120,6 +131,21 @@ impl<'a> Slab<'a> {
             let states = core::slice::from_raw_parts(header.add(size_of::<Header>()).cast(), geometry.slots);
             Self { header: &*header.cast(), states, start, geometry }
         }
+    }
+
+    /// Bytes from the header to the states.
+    pub(crate) const STATES: usize = size_of::<Header>();
+
+    /// The slot whose object starts `offset` bytes after the slab's start.
+    ///
+    /// # Safety
+    ///
+    /// As [`at`](Self::at), of the slab with this header.
+    #[inline]
+    pub(crate) unsafe fn slot_at(header: *mut u8, geometry: &Geometry, offset: usize) -> Option<usize> {
+        // SAFETY: `create` has written it, and nobody makes an exclusive reference to it.
+        let colour = unsafe { &*header.cast::<Header>() }.colour.load(Relaxed) as usize;
+        geometry.slot_at(offset.wrapping_sub(colour))
     }
 
     /// Takes a free slot: the object, and whether it is constructed. Which one, `random` says; 0 for the first.

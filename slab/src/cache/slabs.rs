@@ -22,12 +22,15 @@ mod nmi;
 use core::fmt;
 
 use super::geometry::Geometry;
+use super::magazine::Round;
+use super::magazines::NEVER;
 use super::shared::Caches;
-use super::slab::{AUDITED, BY_FULLNESS, CACHED, FREE, OF_ALL, RAW, Slab};
+use super::slab::{AUDITED, BY_FULLNESS, CACHED, FREE, OF_ALL, RAW, Slab, USED, take_back};
 use super::{AllocError, InitFailed};
 use crate::fault::Fault;
-use crate::frames::{Deferred, Frame, Frames, Owner};
+use crate::frames::{Deferred, Frame, Frames, Owner, SlabOwner};
 use crate::lock::{IrqLock, Level, OwnLines};
+use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
 use crate::sync::{AtomicU8, AtomicU32};
@@ -58,10 +61,16 @@ pub(crate) struct Lifecycle {
 pub(crate) struct Slabs<P> {
     pub(crate) geometry: Geometry,
     pub(crate) id: u32,
+    /// What the records of its frames say.
+    owner: SlabOwner,
+    /// The same where a slab is one frame with its header in it; else what no record says.
+    near: SlabOwner,
     pub(crate) lifecycle: Option<Lifecycle>,
     state: OwnLines<IrqLock<P, State>>,
     /// Slabs with objects that were freed in an NMI.
     deferred: Deferred,
+    /// See [`epoch`](Self::epoch). It goes up with the lock held.
+    epoch: AtomicU32,
     /// Who goes over the list of all slabs now: no slab leaves it meanwhile. It goes up with the lock held.
     walks: AtomicU32,
     /// A slab whose header was found overwritten, which nobody has reported yet.
@@ -114,9 +123,12 @@ impl<P> Slabs<P> {
         Self {
             geometry,
             id,
+            owner: geometry.owner(id),
+            near: geometry.near_owner(id),
             lifecycle,
             state,
             deferred: Deferred::new(),
+            epoch: AtomicU32::new(0),
             walks: AtomicU32::new(0),
             damaged: AtomicU32::new(Frame::NONE),
             random: AtomicU32::new(0),
@@ -125,6 +137,13 @@ impl<P> Slabs<P> {
 }
 
 impl<P: Platform> Slabs<P> {
+    /// Changes the number of the cache, which has no slab yet.
+    pub(super) const fn set_id(&mut self, id: u32) {
+        self.id = id;
+        self.owner = self.geometry.owner(id);
+        self.near = self.geometry.near_owner(id);
+    }
+
     /// An object out of its slab, and whether it is constructed. Its slot is [`CACHED`] then. `at_home` says whether the
     /// CPU is to have a home in this cache.
     pub(crate) fn take(&self, shared: &Caches<P>, grow: bool, at_home: bool) -> Result<(*mut u8, bool), AllocError> {
@@ -231,16 +250,16 @@ impl<P: Platform> Slabs<P> {
     /// The slab that starts at `first`, where one of this cache does.
     fn slab_if(&self, frames: &Frames<P>, first: Frame) -> Option<Slab<'_>> {
         // SAFETY: the record says so, and the lock of the lists, in which it is, keeps it.
-        (frames.slab_around(first, self.id)? == first).then(|| unsafe { self.slab(frames, first) })
+        (self.first_of(frames, frames.pointer(first))? == first).then(|| unsafe { self.slab(frames, first) })
     }
 
     /// Takes objects back whose slots are [`CACHED`], all with one hold of the lock. What is no such object is reported
     /// when the others are back.
-    pub(crate) fn put(&self, shared: &Caches<P>, objects: &[*mut u8], constructed: bool) {
+    pub(crate) fn put(&self, shared: &Caches<P>, objects: impl IntoIterator<Item = *mut u8>, constructed: bool) {
         let frames = shared.frames();
         let mut bad = None;
         let mut state = self.state.lock();
-        for &object in objects {
+        for object in objects {
             let Some((first, slab, slot)) = self.locate_cached(frames, object) else {
                 bad = Some(object);
                 continue;
@@ -352,7 +371,6 @@ impl<P: Platform> Slabs<P> {
     }
 
     /// The state of the slot of an object; `None` where [`find`](Self::find) says that there is none.
-    #[inline]
     pub(crate) fn state(&self, frames: &Frames<P>, object: *const u8) -> Option<&AtomicU8> {
         let first = self.first_of(frames, object)?;
         // SAFETY: the record says that it is a slab of this cache.
@@ -360,9 +378,60 @@ impl<P: Platform> Slabs<P> {
         slab.states().get(slab.slot_of(object)?)
     }
 
+    /// The round for an object that is not free, and the state of its slot; `None` as above, or where only
+    /// [`round_of`](Self::round_of) can say.
+    ///
+    /// The number of a round is where in the largest range of memory that state is, or none.
     #[inline]
+    pub(crate) fn round_near(&self, frames: &Frames<P>, object: *mut u8) -> Option<(Round, &AtomicU8)> {
+        let (offset, memory) = frames.offset_in_slab(object, self.near)?;
+        let start = offset & !(FRAME_SIZE - 1);
+        let header = start + self.geometry.header_offset;
+        // SAFETY: the record says that it is a slab of this cache, one frame with its header in it.
+        let slot = unsafe { Slab::slot_at(memory.wrapping_add(header), &self.geometry, offset - start) }?;
+        let place = header + Slab::STATES + slot;
+        // SAFETY: as above; there is a state for each slot.
+        Some((Round::new(object, place), unsafe { &*memory.wrapping_add(place).cast() }))
+    }
+
+    /// The same for any object.
+    pub(crate) fn round_of(&self, frames: &Frames<P>, object: *mut u8) -> Option<(Round, &AtomicU8)> {
+        let state = self.state(frames, object)?;
+        Some((Round::new(object, frames.offset_of(core::ptr::from_ref(state).cast())), state))
+    }
+
+    /// Another number when slabs have gone back: what was known of an object that is not in use may be wrong from then on.
+    #[inline]
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch.load(Relaxed)
+    }
+
+    /// Takes the slot whose state is at this number from its user, if it has one.
+    #[inline]
+    pub(crate) fn take_back(&self, frames: &Frames<P>, number: usize) -> bool {
+        let Some(place) = frames.pointer_at(number) else { return false };
+        // SAFETY: as in `mark`.
+        take_back(unsafe { &*place.cast() }, USED)
+    }
+
+    /// Marks the object of a round, which this CPU has for itself, as allocated: its slot has the state `state` then. `false`
+    /// where it is no such object, or something has written over the round.
+    #[inline]
+    pub(crate) fn mark(&self, frames: &Frames<P>, round: Round, state: u8) -> bool {
+        let Some(place) = frames.pointer_at(round.number()) else { return self.mark_far(frames, round, state) };
+        // SAFETY: the object is not free, so its slab stays, and the number is where the state is. That of a round which
+        // something has written over leads to a byte of memory all the same, which is only read unless it says `CACHED`.
+        mark(unsafe { &*place.cast() }, state)
+    }
+
+    #[cold]
+    fn mark_far(&self, frames: &Frames<P>, round: Round, state: u8) -> bool {
+        self.state(frames, round.object).is_some_and(|slot| mark(slot, state))
+    }
+
     fn first_of(&self, frames: &Frames<P>, object: *const u8) -> Option<Frame> {
-        frames.slab_around(frames.frame_of(object)?, self.id)
+        let frame = frames.frame_of(object)?;
+        frames.is_in_slab(frame, self.owner).then(|| self.geometry.first_of(frame))
     }
 
     /// The slab at `first`.
@@ -380,7 +449,7 @@ impl<P: Platform> Slabs<P> {
     #[inline]
     fn header(&self, frames: &Frames<P>, first: Frame, start: *mut u8) -> *mut u8 {
         if !self.geometry.off_slab {
-            return start.wrapping_add(self.geometry.bytes() - self.geometry.header_bytes());
+            return start.wrapping_add(self.geometry.header_offset);
         }
         let (frame, offset) = frames.slab_header(first);
         frames.pointer(frame).wrapping_add(offset as usize)
@@ -423,6 +492,7 @@ impl<P: Platform> Slabs<P> {
         let mut detached = None;
         while state.numbers.empty > keep && self.walks.load(Acquire) == 0 {
             let Some(first) = state.lists[EMPTY] else { break };
+            self.epoch.store((self.epoch.load(Relaxed) + 1) % NEVER, Relaxed);
             // SAFETY: what is in a list is a slab of this cache.
             let slab = unsafe { self.slab(frames, first) };
             self.unlink(state, frames, EMPTY, first, slab);
@@ -659,6 +729,15 @@ impl<P: Platform> Slabs<P> {
         }
         Ok(())
     }
+}
+
+#[inline]
+fn mark(slot: &AtomicU8, state: u8) -> bool {
+    let is_cached = slot.load(Relaxed) == CACHED;
+    if is_cached {
+        slot.store(state, Relaxed);
+    }
+    is_cached
 }
 
 /// The list of the home that the CPU has which this runs on.

@@ -146,7 +146,7 @@ impl<P: Platform> Frames<P> {
         self.base.store(base, Relaxed);
         let table = self.pointer(place.start.offset(tables.nodes + tables.stocks));
         // SAFETY: `place` is memory that is ours from now on, and it has room for the direct table behind nodes and stocks.
-        unsafe { self.records.set_direct(largest.clone(), table) };
+        unsafe { self.records.set_direct(largest.clone(), self.pointer(largest.start), table) };
         // SAFETY: as above.
         unsafe { self.build(others, &place, &tables) };
         self.manage(ranges, &place);

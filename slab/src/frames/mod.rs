@@ -36,7 +36,7 @@ pub use regions::{AddError, RemoveError};
 pub use types::{Frame, Order};
 
 pub(crate) use deferred::{Deferred, unlink};
-pub(crate) use record::Owner;
+pub(crate) use record::{Owner, SlabOwner};
 
 use crate::fault::{Caller, Fault, Faults, Report};
 use crate::inject::Injection;
@@ -131,10 +131,29 @@ impl<P> Frames<P> {
         self.records.owner(frame)
     }
 
-    /// The first frame of the slab of `cache` that `frame` is part of.
+    /// Whether `frame` is part of a slab of `owner`.
     #[inline]
-    pub(crate) fn slab_around(&self, frame: Frame, cache: u32) -> Option<Frame> {
-        Some(frame.block_start(self.records.get(frame)?.slab_order(cache)?))
+    pub(crate) fn is_in_slab(&self, frame: Frame, owner: SlabOwner) -> bool {
+        self.records.get(frame).is_some_and(|record| record.is_of(owner))
+    }
+
+    /// Where in the largest range of memory `pointer` points to, if a slab of `owner` is there, and where that range is: in
+    /// the fewest steps. What is in another range is not found.
+    #[inline]
+    pub(crate) fn offset_in_slab(&self, pointer: *const u8, owner: SlabOwner) -> Option<(usize, *mut u8)> {
+        self.records.direct(pointer, |record| record.is_of(owner))
+    }
+
+    /// Where `pointer` points to in that range, or nothing that is in it.
+    #[inline]
+    pub(crate) fn offset_of(&self, pointer: *const u8) -> usize {
+        self.records.direct(pointer, |_| true).map_or(usize::MAX, |(offset, _)| offset)
+    }
+
+    /// What is there in the largest range of memory.
+    #[inline]
+    pub(crate) fn pointer_at(&self, offset: usize) -> Option<*mut u8> {
+        self.records.direct_pointer(offset)
     }
 
     /// Why a free of `pointer` is wrong, where no allocation starts there.

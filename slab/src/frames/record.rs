@@ -70,6 +70,20 @@ const DEFERRED: u32 = 7;
 /// In place of an order, with [`PAGES`].
 const IS_METADATA: u32 = 1;
 
+/// What the record of each frame of a cache's slabs says.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SlabOwner(u32);
+
+impl SlabOwner {
+    /// No frame's record says so.
+    pub(crate) const NONE: Self = Self(u32::MAX);
+
+    /// For slabs of so many frames.
+    pub(crate) const fn new(cache: u32, order: Order) -> Self {
+        Self(pack(SLAB, order.get(), cache))
+    }
+}
+
 const KIND_BITS: u32 = 3;
 const ORDER_BITS: u32 = 5;
 
@@ -115,12 +129,10 @@ impl Record {
         }
     }
 
-    /// The order of the slab of `cache` that the frame is part of; `None` where it is of none. As [`owner`](Self::owner)
-    /// says it, in fewer steps.
+    /// Whether the frame is part of a slab of such an owner.
     #[inline]
-    pub(crate) fn slab_order(&self, cache: u32) -> Option<Order> {
-        let word = self.owner.load(Relaxed) ^ pack(SLAB, 0, cache);
-        if word & !(((1 << ORDER_BITS) - 1) << KIND_BITS) == 0 { Order::new(word >> KIND_BITS) } else { None }
+    pub(crate) fn is_of(&self, owner: SlabOwner) -> bool {
+        self.owner.load(Relaxed) == owner.0
     }
 
     #[inline]

@@ -14,7 +14,7 @@
 //! Locks: none.
 
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
-use crate::sync::{AtomicPtr, AtomicU32};
+use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize};
 use core::ops::Range;
 
 use super::Frame;
@@ -52,6 +52,10 @@ pub(crate) struct Records {
     direct_frames: AtomicU32,
     /// Null where the records are in `inline`.
     direct: AtomicPtr<Record>,
+    /// Where the first frame of the direct table is, and how many bytes its frames have; 0 where the records are in
+    /// `inline`.
+    start: AtomicPtr<u8>,
+    bytes: AtomicUsize,
     inline: [Record; Self::INLINE as usize],
     /// A frame whose record was found overwritten, which nobody has reported yet.
     damaged: AtomicU32,
@@ -86,6 +90,8 @@ impl Records {
             direct_first: AtomicU32::new(0),
             direct_frames: AtomicU32::new(0),
             direct: AtomicPtr::new(core::ptr::null_mut()),
+            start: AtomicPtr::new(core::ptr::null_mut()),
+            bytes: AtomicUsize::new(0),
             inline: [const { Record::inner() }; Self::INLINE as usize],
             damaged: AtomicU32::new(Frame::NONE),
             root: [const { AtomicPtr::new(core::ptr::null_mut()) }; ROOT_ENTRIES],
@@ -118,6 +124,23 @@ impl Records {
     /// Whether there is no memory yet.
     pub(crate) fn are_empty(&self) -> bool {
         self.direct_frames.load(Acquire) == 0
+    }
+
+    /// Where `pointer` points to, counted from the first frame of the direct table, if the record is there and `is_right`.
+    /// And where that frame is.
+    #[inline]
+    pub(crate) fn direct(&self, pointer: *const u8, is_right: impl Fn(&Record) -> bool) -> Option<(usize, *mut u8)> {
+        let (bytes, start) = (self.bytes.load(Acquire), self.start.load(Relaxed));
+        let offset = pointer.addr().wrapping_sub(start.addr());
+        // SAFETY: the direct table has a record for each frame of so many bytes (invariants 1 and 2).
+        let there = offset < bytes && is_right(unsafe { &*self.direct.load(Relaxed).add(offset / FRAME_SIZE) });
+        there.then_some((offset, start))
+    }
+
+    /// What is at an offset that [`direct`](Self::direct) returned; `None` where it cannot have.
+    #[inline]
+    pub(crate) fn direct_pointer(&self, offset: usize) -> Option<*mut u8> {
+        (offset < self.bytes.load(Acquire)).then(|| self.start.load(Relaxed).wrapping_add(offset))
     }
 
     /// The record of `frame`; `None` where nothing near it was ever managed.
@@ -227,9 +250,9 @@ impl Records {
     ///
     /// # Safety
     ///
-    /// There is none yet. At `table`, aligned to a frame, are as many frames as [`direct_size`](Self::direct_size)
+    /// There is none yet. The first frame of `range` is at `start`. At `table`, aligned to a frame, are as many frames as [`direct_size`](Self::direct_size)
     /// says, the allocator's own until [`dismantle`](Self::dismantle).
-    pub(crate) unsafe fn set_direct(&self, range: Range<Frame>, table: *mut u8) {
+    pub(crate) unsafe fn set_direct(&self, range: Range<Frame>, start: *mut u8, table: *mut u8) {
         let (frames, table) = (length(&range), table.cast::<Record>());
         if frames > Self::INLINE {
             // SAFETY: the table has room for a record a frame; all bytes zero is a valid one.
@@ -237,6 +260,8 @@ impl Records {
             self.direct.store(table, Relaxed);
         }
         self.direct_first.store(range.start.number(), Relaxed);
+        self.start.store(start, Relaxed);
+        self.bytes.store(if frames > Self::INLINE { frames as usize * FRAME_SIZE } else { 0 }, Release);
         self.direct_frames.store(frames, Release);
     }
 
@@ -292,6 +317,7 @@ impl Records {
             take_node(upper, give, |lower, give| take_node(lower, give, |leaf, give| take(leaf, give)));
         }
         let table = self.direct.swap(core::ptr::null_mut(), Relaxed).cast::<u8>();
+        self.bytes.store(0, Relaxed);
         let pages = Self::direct_size(self.direct_frames.swap(0, Relaxed)) as usize;
         (0..pages).for_each(|page| give(table.wrapping_add(page * FRAME_SIZE)));
         self.inline.iter().for_each(|record| record.set_owner(Owner::Inner));

@@ -73,6 +73,29 @@ pub(crate) const fn class_of(size: usize) -> usize {
     linear_classes + (doublings << STEPS_LOG) + (((size - 1) >> step) & ((1 << STEPS_LOG) - 1))
 }
 
+/// Sizes up to here are looked up in a table. Rounded up to an alignment that no class has, none is so small.
+const TABLED: usize = SIZES[COUNT - 2];
+const _: () = assert!(TABLED < 2 * FRAME_SIZE);
+
+/// The class of the sizes up to 8, up to 16, ...
+static CLASS_OF: [u8; TABLED / STEP] = {
+    let mut table = [0; TABLED / STEP];
+    let mut index = 0;
+    while index < table.len() {
+        table[index] = class_of((index + 1) * STEP) as u8;
+        index += 1;
+    }
+    table
+};
+
+/// The class that serves `layout`; `None` where that is not to be said so soon.
+#[inline]
+pub(crate) fn at_once(layout: Layout) -> Option<usize> {
+    // The last byte of the size, rounded up to the alignment, which is a power of two. An empty layout has none.
+    let last = layout.size().wrapping_sub(1) | (layout.align() - 1);
+    Some(usize::from(*CLASS_OF.get(last / STEP)?))
+}
+
 /// What serves a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Block {
@@ -160,6 +183,25 @@ mod tests {
         assert_eq!(block(8, 8192), frames(1, 1));
         assert_eq!(block(8, 2 << 20), frames(1, 9));
         assert_eq!(block(3 << 20, 1 << 30), frames(768, 18));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "no unsafe code, and takes long there")]
+    fn the_table_says_what_is_computed_or_nothing() {
+        for size in 0..=LARGEST + 1 {
+            for align in (0..=14).map(|log| 1 << log) {
+                let layout = Layout::from_size_align(size, align).unwrap();
+                let computed = match Block::of(layout) {
+                    Some(Block::Class(class)) => Some(class),
+                    _ => None,
+                };
+                let tabled = at_once(layout);
+                assert!(tabled.is_none() || tabled == computed, "{layout:?}");
+                let common = (1..=TABLED).contains(&size) && align <= STEP;
+                assert!(!common || tabled.is_some(), "{layout:?}");
+            }
+        }
+        assert_eq!(at_once(Layout::from_size_align(isize::MAX as usize, 1).unwrap()), None);
     }
 
     #[test]

@@ -80,6 +80,18 @@ impl<P: Platform> Heap<P> {
 
     #[inline]
     fn allocate_for(&self, request: Request) -> Option<NonNull<u8>> {
+        let at_hand = self.class_of(request.layout).and_then(|cache| cache.allocate_at_hand(&self.caches));
+        if at_hand.is_some() { at_hand } else { self.allocate_slowly(request) }
+    }
+
+    /// The cache that serves a layout, where a look at a table says so.
+    #[inline]
+    fn class_of(&self, layout: Layout) -> Option<&Core<P>> {
+        classes::at_once(layout).map(|class| self.caches.class(class))
+    }
+
+    #[cold]
+    fn allocate_slowly(&self, request: Request) -> Option<NonNull<u8>> {
         let block = Block::of(request.layout)?;
         let refusals = self.refusals(block);
         let allocated = match block {
@@ -195,21 +207,17 @@ impl<P: Platform> Heap<P> {
 
     #[inline]
     unsafe fn try_free(&self, block: *mut u8, layout: Layout, caller: Caller) -> Result<(), Fault> {
-        if let Some(Block::Class(class)) = Block::of(layout) {
-            // SAFETY: nobody uses it any more, says the caller.
-            match unsafe { self.caches.class(class).free(&self.caches, block, USED) } {
-                Ok(()) => return Ok(()),
-                Err(Fault::DoubleFree) => return Err(Fault::DoubleFree),
-                Err(_) => {}
-            }
+        // SAFETY: nobody uses it any more, says the caller.
+        if self.class_of(layout).is_some_and(|cache| unsafe { cache.free_at_hand(&self.caches, block) }) {
+            return Ok(());
         }
         // SAFETY: as above.
-        unsafe { self.free_other(block, layout, caller) }
+        unsafe { self.free_slowly(block, layout, caller) }
     }
 
-    /// Frees what is no object of the class of `layout`.
+    /// Frees what may be no object of the class of `layout`.
     #[cold]
-    unsafe fn free_other(&self, block: *mut u8, layout: Layout, caller: Caller) -> Result<(), Fault> {
+    unsafe fn free_slowly(&self, block: *mut u8, layout: Layout, caller: Caller) -> Result<(), Fault> {
         match self.find(block, layout)? {
             // SAFETY: nobody uses it any more, says the caller.
             Found::Checked { twin } => unsafe { twin.free_checked(&self.caches, block, Some(layout), caller) },

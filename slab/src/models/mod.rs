@@ -34,9 +34,9 @@ use crate::sync::explorer::{self, Bug, Cpus};
 
 type Heap = crate::Heap<Cpus>;
 
-/// Objects of which a magazine has six, the fewest there are.
+/// Objects of which a magazine has seven, the fewest there are.
 const LAYOUT: Layout = Layout::new::<[u64; 128]>();
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 7;
 
 /// So many objects, one after the other.
 fn take(heap: &Heap, count: usize) -> Vec<NonNull<u8>> {

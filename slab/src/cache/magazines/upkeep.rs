@@ -1,7 +1,7 @@
 //! What is done with magazines from time to time: giving them up, sizing them, counting and checking.
 
 use super::{Cpu, Depot, Magazines, Numbers};
-use crate::cache::magazine::{List, Magazine};
+use crate::cache::magazine::{List, Magazine, Round};
 use crate::cache::shared::Caches;
 use crate::cache::sizing;
 use crate::lock::Interrupts;
@@ -10,10 +10,10 @@ use crate::sync::Ordering::{self, Relaxed};
 
 impl<P: Platform> Magazines<P> {
     /// Gives the layer below what this CPU and the depot have, and frees the magazines.
-    pub(crate) fn drain(&self, shared: &Caches<P>, flush: impl Fn(&[*mut u8])) {
+    pub(crate) fn drain(&self, shared: &Caches<P>, flush: impl Fn(&[Round])) {
         let mine = {
             let _interrupts = Interrupts::<P>::disable();
-            self.this_cpu().map(|cpu| {
+            self.here().map(|cpu| {
                 cpu.epoch.store(self.epoch(shared), Relaxed);
                 cpu.take_both()
             })
@@ -27,13 +27,13 @@ impl<P: Platform> Magazines<P> {
     /// # Safety
     ///
     /// That CPU does not use this cache meanwhile.
-    pub(crate) unsafe fn drain_cpu(&self, shared: &Caches<P>, number: usize, flush: impl Fn(&[*mut u8])) {
+    pub(crate) unsafe fn drain_cpu(&self, shared: &Caches<P>, number: usize, flush: impl Fn(&[Round])) {
         let magazines = self.cpu(number).map(Cpu::take_both);
         magazines.into_iter().flatten().flatten().for_each(|magazine| self.empty_out(shared, magazine, &flush));
     }
 
     /// Drains every CPU and the depot, and frees what the CPUs had.
-    pub(crate) fn dismantle(&mut self, shared: &Caches<P>, flush: impl Fn(&[*mut u8])) {
+    pub(crate) fn dismantle(&mut self, shared: &Caches<P>, flush: impl Fn(&[Round])) {
         // SAFETY: `self` is borrowed by nobody else.
         unsafe { self.tear_down(shared, flush) };
     }
@@ -43,7 +43,7 @@ impl<P: Platform> Magazines<P> {
     /// # Safety
     ///
     /// No CPU uses this cache meanwhile.
-    pub(crate) unsafe fn tear_down(&self, shared: &Caches<P>, flush: impl Fn(&[*mut u8])) {
+    pub(crate) unsafe fn tear_down(&self, shared: &Caches<P>, flush: impl Fn(&[Round])) {
         for number in 0..P::CPUS {
             // SAFETY: passed on to the caller.
             unsafe { self.drain_cpu(shared, number, &flush) };
@@ -56,7 +56,7 @@ impl<P: Platform> Magazines<P> {
         }
     }
 
-    fn drain_depot(&self, shared: &Caches<P>, full: usize, empty: usize, flush: impl Fn(&[*mut u8])) {
+    fn drain_depot(&self, shared: &Caches<P>, full: usize, empty: usize, flush: impl Fn(&[Round])) {
         for _ in 0..full {
             let Some(magazine) = self.pop_from_depot(shared, |depot| &mut depot.full) else { break };
             self.reaped.fetch_add(1, Relaxed);
@@ -72,7 +72,7 @@ impl<P: Platform> Magazines<P> {
         list(&mut self.shared.depot.lock()).pop(shared)
     }
 
-    fn empty_out(&self, shared: &Caches<P>, magazine: Magazine, flush: &impl Fn(&[*mut u8])) {
+    fn empty_out(&self, shared: &Caches<P>, magazine: Magazine, flush: &impl Fn(&[Round])) {
         let Some(magazine) = self.sound(shared, magazine) else { return self.report_damage(shared) };
         if !magazine.is_empty() {
             flush(magazine.rounds());
@@ -83,7 +83,7 @@ impl<P: Platform> Magazines<P> {
 
     /// An interval is over: frees the magazines that the depot did without, and sizes new ones by the contention there
     /// was.
-    pub(crate) fn end_interval(&self, shared: &Caches<P>, flush: impl Fn(&[*mut u8])) {
+    pub(crate) fn end_interval(&self, shared: &Caches<P>, flush: impl Fn(&[Round])) {
         let Some(largest) = self.largest else { return };
         let (full, empty) = {
             let mut depot = self.shared.depot.lock();
@@ -114,11 +114,11 @@ impl<P: Platform> Magazines<P> {
     }
 
     /// Checks what this CPU and the depot have. `Err` says what is wrong; `is_right` says whether a round is.
-    pub(crate) fn verify(&self, is_right: impl Fn(*mut u8) -> bool) -> Result<(), &'static str> {
+    pub(crate) fn verify(&self, is_right: impl Fn(Round) -> bool) -> Result<(), &'static str> {
         let (mut rounds, mut fill) = (true, true);
         let mut look = |magazine: &Magazine| rounds &= magazine.rounds().iter().all(|&round| is_right(round));
         let _interrupts = Interrupts::<P>::disable();
-        if let Some(cpu) = self.this_cpu() {
+        if let Some(cpu) = self.here() {
             cpu.loaded.with(&mut look);
             cpu.previous.with(&mut look);
             fill &= cpu.previous.with(|previous| previous.is_full() || previous.is_empty()).unwrap_or(true);
