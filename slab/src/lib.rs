@@ -86,8 +86,10 @@
 //! | quarantined | nobody; it was freed with checks, and waits |
 //! | kept | nobody, for good: something wrote over it |
 //!
-//! A byte outside the object says which, and is set and tested at each step. A free is an atomic exchange of it, so that
-//! of two CPUs that free one object at once just one succeeds. Without checks the allocator never writes into an object,
+//! A byte outside the object says which, and is set and tested at each step. A free looks at it and
+//! changes it with interrupts off, but by no locked instruction: of two CPUs that free one object within the same few
+//! instructions both may succeed, and the second is reported when it has handed the object out again, or given it to its
+//! slab. Without checks the allocator never writes into an object,
 //! neither while it is used nor while it is free: what a constructor or a user leaves there stays.
 //!
 //! ## The frame record
