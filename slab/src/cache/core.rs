@@ -11,7 +11,7 @@ use core::ptr::NonNull;
 use super::AllocError;
 use super::geometry::Geometry;
 use super::magazine::Round;
-use super::magazines::{self, Magazines};
+use super::magazines::{self, Cpu, Magazines};
 use super::shared::Caches;
 use super::slab::{CACHED, USED, take_back};
 use super::slabs::{Lifecycle, Slabs};
@@ -89,15 +89,16 @@ impl Name {
     }
 }
 
-/// What became of a free with interrupts off.
+/// How far a free came with interrupts off.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Kept,
     /// It is not in use.
     Refused,
-    /// Taken back, but there is no room for it.
-    NoRoom(Round),
-    /// It takes longer to say.
-    Far,
+    /// Taken back from its user, but there is no room for it.
+    Taken,
+    /// What it is takes longer to find out.
+    Untouched,
 }
 
 /// For what an object is allocated, and by whom, for those who check it.
@@ -162,15 +163,17 @@ impl<P> Core<P> {
 }
 
 impl<P: Platform> Core<P> {
-    /// An object that this CPU has at hand, where there is nothing to do but to hand it out.
+    /// An object that this CPU has at hand, where there is nothing to do but to hand it out. `Err` where there is more to do;
+    /// with a round that is to be handed out, or is none.
     #[inline]
-    pub(crate) fn allocate_at_hand(&self, shared: &Caches<P>) -> Option<NonNull<u8>> {
+    pub(crate) fn allocate_at_hand(&self, shared: &Caches<P>) -> Result<NonNull<u8>, Option<Round>> {
         if !self.checks().is_empty() || self.injection.is_armed() {
-            return None;
+            return Err(None);
         }
-        let object = self.hand_out(shared, self.magazines.pop()?, USED)?;
+        let round = self.magazines.pop().ok_or(None)?;
         self.injection.count();
-        Some(object)
+        let marked = self.slabs.mark(shared.frames(), round, USED) == Some(true);
+        NonNull::new(round.object).filter(|_| marked).ok_or(Some(round))
     }
 
     /// Frees an object in use, and says whether it was one. If not, nothing has changed.
@@ -185,36 +188,45 @@ impl<P: Platform> Core<P> {
             let _interrupts = Interrupts::<P>::disable();
             self.free_here(shared, object)
         };
-        match outcome {
-            Outcome::Kept => true,
-            Outcome::Refused => false,
-            Outcome::NoRoom(round) => {
-                self.keep_elsewhere(shared, round);
-                true
-            }
-            Outcome::Far => self.free_far(shared, object),
-        }
+        outcome == Outcome::Kept || self.free_on(shared, object, outcome)
     }
 
     #[inline]
     fn free_here(&self, shared: &Caches<P>, object: *mut u8) -> Outcome {
-        let Some(cpu) = self.magazines.here() else { return Outcome::Far };
+        let Some(cpu) = self.magazines.here() else { return Outcome::Untouched };
         if cpu.push_again(object, self.slabs.epoch(), |number| self.slabs.take_back(shared.frames(), number)) {
             return Outcome::Kept;
         }
+        self.free_near(shared, cpu, object)
+    }
+
+    #[inline(never)]
+    fn free_near(&self, shared: &Caches<P>, cpu: &Cpu, object: *mut u8) -> Outcome {
         match self.slabs.round_near(shared.frames(), object) {
-            None => Outcome::Far,
+            None => Outcome::Untouched,
             Some((_, slot)) if !take_back(slot, USED) => Outcome::Refused,
             Some((round, _)) if cpu.push(round) => Outcome::Kept,
-            Some((round, _)) => Outcome::NoRoom(round),
+            Some(_) => Outcome::Taken,
         }
     }
 
-    /// The same where it takes longer.
+    /// The same with interrupts as they were.
     #[inline(never)]
-    fn free_far(&self, shared: &Caches<P>, object: *mut u8) -> bool {
-        let freed = self.take_back(shared, object, USED).map(|round| self.keep(shared, round));
-        freed.is_ok()
+    fn free_on(&self, shared: &Caches<P>, object: *mut u8, outcome: Outcome) -> bool {
+        match outcome {
+            Outcome::Kept => {}
+            Outcome::Refused => return false,
+            Outcome::Taken => {
+                if let Some(round) = self.round_of(shared, object) {
+                    self.keep_elsewhere(shared, round);
+                }
+            }
+            Outcome::Untouched => match self.take_back(shared, object, USED) {
+                Ok(round) => self.keep(shared, round),
+                Err(_) => return false,
+            },
+        }
+        true
     }
 
     /// An object, constructed if the cache constructs. Its slot has the state `state` then.
@@ -343,8 +355,12 @@ impl<P: Platform> Core<P> {
 
     /// Marks an object that this CPU has for itself as allocated. What is no such object is reported, and left alone.
     #[inline]
-    pub(super) fn hand_out(&self, shared: &Caches<P>, round: Round, state: u8) -> Option<NonNull<u8>> {
-        if self.slabs.mark(shared.frames(), round, state) {
+    pub(crate) fn hand_out(&self, shared: &Caches<P>, round: Round, state: u8) -> Option<NonNull<u8>> {
+        if self
+            .slabs
+            .mark(shared.frames(), round, state)
+            .unwrap_or_else(|| self.slabs.mark_far(shared.frames(), round, state))
+        {
             return NonNull::new(round.object);
         }
         shared.report(Fault::BadRound, round.object, None);

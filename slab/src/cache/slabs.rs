@@ -415,17 +415,19 @@ impl<P: Platform> Slabs<P> {
     }
 
     /// Marks the object of a round, which this CPU has for itself, as allocated: its slot has the state `state` then. `false`
-    /// where it is no such object, or something has written over the round.
+    /// where it is no such object, or something has written over the round; `None` where only [`mark_far`](Self::mark_far) can
+    /// say.
     #[inline]
-    pub(crate) fn mark(&self, frames: &Frames<P>, round: Round, state: u8) -> bool {
-        let Some(place) = frames.pointer_at(round.number()) else { return self.mark_far(frames, round, state) };
+    pub(crate) fn mark(&self, frames: &Frames<P>, round: Round, state: u8) -> Option<bool> {
+        let place = frames.pointer_at(round.number())?;
         // SAFETY: the object is not free, so its slab stays, and the number is where the state is. That of a round which
         // something has written over leads to a byte of memory all the same, which is only read unless it says `CACHED`.
-        mark(unsafe { &*place.cast() }, state)
+        Some(mark(unsafe { &*place.cast() }, state))
     }
 
+    /// The same for any round.
     #[cold]
-    fn mark_far(&self, frames: &Frames<P>, round: Round, state: u8) -> bool {
+    pub(crate) fn mark_far(&self, frames: &Frames<P>, round: Round, state: u8) -> bool {
         self.state(frames, round.object).is_some_and(|slot| mark(slot, state))
     }
 

@@ -17,7 +17,7 @@ use core::ops::Range;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
 
-use crate::cache::{Caches, Core, LENT, Request, USED};
+use crate::cache::{Caches, Core, LENT, Request, Round, USED};
 use crate::check::{Allocation, BadChecks, Logged, Site};
 use crate::fault::{Backtrace, CacheName, Caller, Fault, Handler};
 use crate::frames::{Frame, Frames, Order, Owner};
@@ -75,13 +75,16 @@ impl<P: Platform> Heap<P> {
     #[inline]
     #[track_caller]
     pub fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
-        self.allocate_for(Request { layout, caller: Some(Location::caller()) })
+        self.allocate_for(layout, Some(Location::caller()))
     }
 
     #[inline]
-    fn allocate_for(&self, request: Request) -> Option<NonNull<u8>> {
-        let at_hand = self.class_of(request.layout).and_then(|cache| cache.allocate_at_hand(&self.caches));
-        if at_hand.is_some() { at_hand } else { self.allocate_slowly(request) }
+    fn allocate_for(&self, layout: Layout, caller: Caller) -> Option<NonNull<u8>> {
+        match self.class_of(layout).map(|cache| cache.allocate_at_hand(&self.caches)) {
+            Some(Ok(object)) => Some(object),
+            Some(Err(Some(round))) => self.allocate_from(round, layout, caller),
+            _ => self.allocate_slowly(layout, caller),
+        }
     }
 
     /// The cache that serves a layout, where a look at a table says so.
@@ -90,9 +93,17 @@ impl<P: Platform> Heap<P> {
         classes::at_once(layout).map(|class| self.caches.class(class))
     }
 
+    /// The object of this round, if it is one, or else another.
     #[cold]
-    fn allocate_slowly(&self, request: Request) -> Option<NonNull<u8>> {
-        let block = Block::of(request.layout)?;
+    fn allocate_from(&self, round: Round, layout: Layout, caller: Caller) -> Option<NonNull<u8>> {
+        let object = self.class_of(layout).and_then(|cache| cache.hand_out(&self.caches, round, USED));
+        object.or_else(|| self.allocate_slowly(layout, caller))
+    }
+
+    #[cold]
+    fn allocate_slowly(&self, layout: Layout, caller: Caller) -> Option<NonNull<u8>> {
+        let request = Request { layout, caller };
+        let block = Block::of(layout)?;
         let refusals = self.refusals(block);
         let allocated = match block {
             Block::Class(class) => self.caches.class(class).allocate_for(&self.caches, true, request).ok(),
@@ -147,13 +158,13 @@ impl<P: Platform> Heap<P> {
     /// The same, all zero.
     #[track_caller]
     pub fn allocate_zeroed(&self, layout: Layout) -> Option<NonNull<u8>> {
-        self.allocate_zeroed_for(Request { layout, caller: Some(Location::caller()) })
+        self.allocate_zeroed_for(layout, Some(Location::caller()))
     }
 
-    fn allocate_zeroed_for(&self, request: Request) -> Option<NonNull<u8>> {
-        let block = self.allocate_for(request)?;
+    fn allocate_zeroed_for(&self, layout: Layout, caller: Caller) -> Option<NonNull<u8>> {
+        let block = self.allocate_for(layout, caller)?;
         // SAFETY: the block is at least that large, and just allocated.
-        unsafe { block.as_ptr().write_bytes(0, request.layout.size()) };
+        unsafe { block.as_ptr().write_bytes(0, layout.size()) };
         Some(block)
     }
 
@@ -201,28 +212,32 @@ impl<P: Platform> Heap<P> {
     pub unsafe fn free(&self, block: NonNull<u8>, layout: Layout) {
         let caller = Location::caller();
         // SAFETY: passed on to the caller.
-        unsafe { self.try_free(block.as_ptr(), layout, Some(caller)) }
-            .unwrap_or_else(|fault| self.caches.report(fault, block.as_ptr(), Some(caller)));
+        unsafe { self.free_for(block.as_ptr(), layout, Some(caller)) };
     }
 
     #[inline]
-    unsafe fn try_free(&self, block: *mut u8, layout: Layout, caller: Caller) -> Result<(), Fault> {
+    unsafe fn free_for(&self, block: *mut u8, layout: Layout, caller: Caller) {
         // SAFETY: nobody uses it any more, says the caller.
-        if self.class_of(layout).is_some_and(|cache| unsafe { cache.free_at_hand(&self.caches, block) }) {
-            return Ok(());
+        if !self.class_of(layout).is_some_and(|cache| unsafe { cache.free_at_hand(&self.caches, block) }) {
+            // SAFETY: as above.
+            unsafe { self.free_slowly(block, layout, caller) };
         }
-        // SAFETY: as above.
-        unsafe { self.free_slowly(block, layout, caller) }
     }
 
     /// Frees what may be no object of the class of `layout`.
     #[cold]
-    unsafe fn free_slowly(&self, block: *mut u8, layout: Layout, caller: Caller) -> Result<(), Fault> {
+    unsafe fn free_slowly(&self, block: *mut u8, layout: Layout, caller: Caller) {
+        // SAFETY: passed on to the caller.
+        let freed = unsafe { self.try_free(block, layout, caller) };
+        freed.unwrap_or_else(|fault| self.caches.report(fault, block, caller));
+    }
+
+    unsafe fn try_free(&self, block: *mut u8, layout: Layout, caller: Caller) -> Result<(), Fault> {
         match self.find(block, layout)? {
             // SAFETY: nobody uses it any more, says the caller.
             Found::Checked { twin } => unsafe { twin.free_checked(&self.caches, block, Some(layout), caller) },
             // SAFETY: nobody uses it any more, says the caller.
-            Found::Object { class, state } => unsafe { self.caches.class(class).free(&self.caches, block, state) },
+            Found::Object { cache, state } => unsafe { cache.free(&self.caches, block, state) },
             Found::Frames { frame, count } => self.frames().try_shrink_run(frame, count, 0),
         }
     }
@@ -264,12 +279,11 @@ impl<P: Platform> Heap<P> {
                 return None;
             }
         }
-        let moved = self.allocate_for(Request { layout: new_layout, caller })?;
+        let moved = self.allocate_for(new_layout, caller)?;
         // SAFETY: the blocks are distinct, and both have the smaller of the two sizes.
         unsafe { ptr::copy_nonoverlapping(block.as_ptr(), moved.as_ptr(), layout.size().min(new_layout.size())) };
         // SAFETY: the caller gives the block up for the new one.
-        let freed = unsafe { self.try_free(block.as_ptr(), layout, caller) };
-        freed.unwrap_or_else(|fault| self.caches.report(fault, block.as_ptr(), caller));
+        unsafe { self.free_for(block.as_ptr(), layout, caller) };
         Some(moved)
     }
 
@@ -298,9 +312,9 @@ impl<P: Platform> Heap<P> {
         let wanted = Block::of(layout).ok_or(Fault::BadAddress)?;
         let frame = self.frames().frame_of(block).ok_or(Fault::BadAddress)?;
         match self.frames().owner(frame) {
-            Owner::Slab { cache: id, .. } => match self.caches.class_twin(id) {
-                Some(twin) => twin.allows_free(&self.caches, block, layout).map(|()| Found::Checked { twin }),
-                None => self.find_object(block, id, wanted),
+            Owner::Slab { cache: id, .. } => match self.caches.class_by_id(id) {
+                Some(cache) => self.find_object(block, cache, wanted),
+                None => self.find_checked(block, id, layout),
             },
             Owner::Pages(_) if self.frames().pointer(frame) != block => Err(Fault::BadBase),
             Owner::Pages(count) => {
@@ -316,20 +330,25 @@ impl<P: Platform> Heap<P> {
         }
     }
 
-    fn find_object(&self, block: *mut u8, id: u32, wanted: Block) -> Result<Found<'_, P>, Fault> {
-        let Some(cache) = self.caches.class_by_id(id) else {
+    /// What is in a slab of no size class: of a class's twin, or else of another cache.
+    fn find_checked(&self, block: *mut u8, id: u32, layout: Layout) -> Result<Found<'_, P>, Fault> {
+        let Some(twin) = self.caches.class_twin(id) else {
             let owner = self.caches.name_of(id);
             return Err(Fault::WrongCache { freed: CacheName::first("the heap"), owner });
         };
+        twin.allows_free(&self.caches, block, layout).map(|()| Found::Checked { twin })
+    }
+
+    fn find_object<'a>(&self, block: *mut u8, cache: &'a Core<P>, wanted: Block) -> Result<Found<'a, P>, Fault> {
         let state = cache.state_of(&self.caches, block)?;
         // The class that it was allocated for. One that is free may have been lent, and its own class says nothing.
         let class = match state {
-            USED => id as usize,
+            USED => cache.slabs.id as usize,
             LENT.. => (state - LENT) as usize,
             _ => return Err(Fault::DoubleFree),
         };
         match wanted {
-            Block::Class(wanted) if wanted == class => Ok(Found::Object { class: id as usize, state }),
+            Block::Class(wanted) if wanted == class => Ok(Found::Object { cache, state }),
             _ => Err(Fault::BadSize { freed: wanted.size(), allocated: SIZES[class] }),
         }
     }
@@ -475,7 +494,7 @@ impl<P: Platform> Heap<P> {
 
 /// What a pointer turned out to be.
 enum Found<'a, P> {
-    Object { class: usize, state: u8 },
+    Object { cache: &'a Core<P>, state: u8 },
     Checked { twin: &'a Core<P> },
     Frames { frame: Frame, count: u32 },
 }
@@ -495,17 +514,19 @@ impl<P> fmt::Debug for Heap<P> {
 // SAFETY: blocks are disjoint, aligned and as large as their layout, and stay where they are; no method unwinds unless the
 // caller has broken the contract, and then a kernel stops there.
 unsafe impl<P: Platform> GlobalAlloc for Heap<P> {
+    #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.allocate_for(Request { layout, caller: None }).map_or(ptr::null_mut(), NonNull::as_ptr)
+        self.allocate_for(layout, None).map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        self.allocate_zeroed_for(Request { layout, caller: None }).map_or(ptr::null_mut(), NonNull::as_ptr)
+        self.allocate_zeroed_for(layout, None).map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
+    #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: passed on to the caller.
-        unsafe { self.try_free(block, layout, None) }.unwrap_or_else(|fault| self.caches.report(fault, block, None));
+        unsafe { self.free_for(block, layout, None) };
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
