@@ -6,7 +6,7 @@ use super::*;
 use crate::Broken;
 use crate::cache::Round;
 use crate::cache::USED;
-use crate::testing::full_report_of;
+use crate::testing::{full_report_of, report_of};
 
 /// Objects of 256 bytes have magazines of 15 rounds at first.
 const SIZE: usize = 256;
@@ -426,4 +426,63 @@ fn row_29_a_magazine_that_was_overwritten_is_reported_and_what_it_held_not_hande
         });
         assert!(report.starts_with("kslab: bad free of 0x41414140: not a free object, but in a magazine"), "{report}");
     }
+}
+
+/// New objects, the last of which fill a slab where `object` was, that starts at another colour.
+fn slab_in_place_of(cache: &Threaded<'_>, object: NonNull<u8>) -> Vec<NonNull<u8>> {
+    let mut objects = Vec::new();
+    let frame = |object: &NonNull<u8>| object.as_ptr().addr() / crate::memory::FRAME_SIZE;
+    while objects.last().map(frame) != Some(frame(&object)) {
+        objects.extend(allocate(cache, cache.stats().unwrap().objects_per_slab));
+    }
+    assert!(!objects.contains(&object), "another colour");
+    objects
+}
+
+#[test]
+fn row_14_what_a_cpu_has_had_last_is_not_freed_again_when_its_slab_went_back() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = cache(&heap);
+    let object = on_cpu(1, || {
+        cycle(&cache, 1);
+        cache.allocate().unwrap()
+    });
+    let others = on_cpu(2, || {
+        free(&cache, object);
+        heap.shrink();
+        slab_in_place_of(&cache, object)
+    });
+    let report = on_cpu(1, || report_of(|| free(&cache, object)));
+    assert!(report.ends_with(": not the start of an allocation"), "{report}");
+    on_cpu(1, || others.into_iter().for_each(|object| free(&cache, object)));
+    heap.verify().unwrap();
+}
+
+#[test]
+fn row_14_nor_what_was_in_a_magazine_that_comes_back() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = cache(&heap);
+    let (last, two) = on_cpu(1, || {
+        let objects = allocate(&cache, ROUNDS + 2);
+        objects.iter().for_each(|&object| free(&cache, object));
+        // The two of the second slab, and one of the full magazine, which is the loaded one then.
+        let two = allocate(&cache, 2);
+        (cache.allocate().unwrap(), two)
+    });
+    let mut others = on_cpu(2, || {
+        two.iter().for_each(|&object| free(&cache, object));
+        heap.shrink();
+        slab_in_place_of(&cache, two[0])
+    });
+    let report = on_cpu(1, || {
+        free(&cache, last);
+        // This one goes where the second of the two was; behind it was the first.
+        free(&cache, others.pop().unwrap());
+        report_of(|| free(&cache, two[0]))
+    });
+    assert!(report.ends_with(": not the start of an allocation"), "{report}");
+    on_cpu(1, || others.into_iter().for_each(|object| free(&cache, object)));
+    heap.verify().unwrap();
 }
