@@ -200,7 +200,7 @@ impl<P: Platform> Core<P> {
     /// Of a twin: the slot of an object, and its state.
     fn locate<'a>(&'a self, shared: &'a Caches<P>, object: *mut u8) -> Result<(Slot, &'a AtomicU8), Fault> {
         if let Some(guarded) = shared.guard.around(object) {
-            let is_object = guarded.slot.object() == object;
+            let is_object = guarded.slot.object() == object && guarded.cache == self.slabs.id;
             return if is_object { Ok((guarded.slot, guarded.state)) } else { Err(Fault::BadBase) };
         }
         let (room, _) = self.room.ok_or(Fault::BadBase)?;
@@ -230,6 +230,10 @@ impl<P: Platform> Core<P> {
             // An NMI handler frees what it has interrupted the check of. It cannot wait, and the object is lost.
             Err(AUDITED) => return Ok(()),
             Err(_) => return Err(Fault::DoubleFree),
+        }
+        if !slot.is_current() {
+            state.store(USED, Relaxed);
+            return Err(Fault::DoubleFree);
         }
         let tag = match check_used(&slot, layout) {
             Used::Right(tag) => tag,
@@ -333,6 +337,7 @@ impl<P: Platform> Core<P> {
                 let _interrupts = Interrupts::<P>::disable();
                 claim(state, before, AUDITED).ok()?;
                 let damage = match before {
+                    _ if !slot.is_current() => None,
                     USED => match check_used(slot, None) {
                         Used::Damaged(damage) => Some(damage),
                         _ => None,

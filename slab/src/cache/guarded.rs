@@ -9,7 +9,7 @@ use super::AllocError;
 use super::checked::{Damaged, damage_of_free};
 use super::core::{Core, Request, count};
 use super::shared::Caches;
-use super::slab::{CACHED, KEPT, QUARANTINED, claim};
+use super::slab::KEPT;
 use crate::check::{Checks, Guarded, Slot};
 use crate::fault::{Caller, Event, Place, Report};
 use crate::platform::{Platform, in_nmi};
@@ -60,11 +60,7 @@ impl<P: Platform> Caches<P> {
         if in_nmi::<P>() {
             return;
         }
-        for guarded in self.guard.waiting() {
-            if claim(guarded.state, QUARANTINED, CACHED).is_err() {
-                continue;
-            }
-            self.guard.end_wait();
+        while let Some(guarded) = self.guard.take_waiting() {
             if let Some(damage) = damage_of_free(&guarded.slot) {
                 guarded.state.store(KEPT, Relaxed);
                 self.report_damage(guarded.slot.object(), damage, None);

@@ -57,7 +57,8 @@ pub const LARGEST_GUARDED: usize = PAGES * FRAME_SIZE;
 /// object, [`maintain`](crate::Heap::maintain) or [`shrink`](crate::Heap::shrink) unmaps them: until then, poison, if the
 /// cache has it, shows writes to it.
 ///
-/// A heap within another has no guarded objects. The same frames are mapped with all other memory, too: a wild pointer finds them there.
+/// The same frames are mapped with all other memory, too: a wild pointer finds them there. A heap within another has no
+/// guarded objects.
 ///
 /// # Safety
 ///
@@ -182,18 +183,20 @@ impl<P> Guard<P> {
 
     /// The objects of a cache, by its number: those that are there, and those that were in places that are free now.
     pub(crate) fn of_cache(&self, cache: u32) -> impl Iterator<Item = Guarded<'_>> {
-        self.select(move |place| place.cache.load(Relaxed) == cache)
-    }
-
-    /// Those that wait to be unmapped.
-    pub(crate) fn waiting(&self) -> impl Iterator<Item = Guarded<'_>> {
-        let waits = |place: &Place| place.state.load(Relaxed) == QUARANTINED;
-        self.select(waits).take(self.waiting.load(Relaxed))
-    }
-
-    fn select(&self, wanted: impl Fn(&Place) -> bool) -> impl Iterator<Item = Guarded<'_>> {
-        let places = self.places().iter().enumerate().filter(move |(_, place)| wanted(place));
+        let places = self.places().iter().enumerate();
+        let places = places.filter(move |(_, place)| place.cache.load(Relaxed) == cache);
         places.filter_map(|(index, _)| self.at(index))
+    }
+
+    /// Takes one that waits to be unmapped: its place is the caller's now.
+    pub(crate) fn take_waiting(&self) -> Option<Guarded<'_>> {
+        if self.waiting.load(Relaxed) == 0 {
+            return None;
+        }
+        let claim = |place: &Place| place.state.compare_exchange(QUARANTINED, CACHED, Acquire, Relaxed).is_ok();
+        let index = self.places().iter().position(claim)?;
+        self.waiting.fetch_sub(1, Relaxed);
+        self.at(index)
     }
 
     /// What an access to this address was that has caused a page fault, and to which object: where it is between two, to the
@@ -292,11 +295,6 @@ impl<P: Platform> Guard<P> {
         place.state.store(FREE, Relaxed);
         self.push(index);
         true
-    }
-
-    /// A place that waited is the caller's now.
-    pub(crate) fn end_wait(&self) {
-        self.waiting.fetch_sub(1, Relaxed);
     }
 
     fn pop(&self) -> Option<usize> {

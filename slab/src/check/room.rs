@@ -35,7 +35,7 @@ const RIGHT: usize = 16;
 pub const ROOM: usize = LEFT + RIGHT + size_of::<Kept>();
 
 /// How the slots of a cache are divided.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Room {
     /// Bytes before the object.
     pub(crate) left: usize,
@@ -264,6 +264,15 @@ impl Slot {
     /// The tag, if it is as it was written.
     pub(crate) fn tag(&self) -> Option<Tag> {
         self.kept().read()
+    }
+
+    /// Whether it is still divided so: a guarded object's is for each anew. Whoever has claimed it asks before it is used.
+    pub(crate) fn is_current(&self) -> bool {
+        let room_now = || {
+            let (size, align) = self.tag()?.requested;
+            Room::at_the_end_of_pages(Layout::from_size_align(size, align).ok()?)
+        };
+        self.room.right > 0 || room_now() == Some(self.room)
     }
 
     /// Fills a slot that has never been used, so that all of it is initialised.

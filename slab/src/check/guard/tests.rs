@@ -149,8 +149,10 @@ fn first_line(text: &str) -> &str {
 #[test]
 fn a_guarded_object_ends_where_its_pages_end() {
     with_rules("*:guard", |heap, pages| {
-        for size in [0, 1, 7, 64, 100, 3000, 4096, 4097, 8192] {
-            for align in [1, 8, 64, 4096] {
+        let (sizes, alignments) = ([0, 61, 4097, 1, 7, 64, 100, 3000, 4096, 8192], [8, 4096, 1, 64]);
+        let [sizes, alignments] = if cfg!(miri) { [&sizes[..3], &alignments[..2]] } else { [&sizes, &alignments[..]] };
+        for &size in sizes {
+            for &align in alignments {
                 let wanted = layout(size, align);
                 let Some(room) = room_for(wanted) else { continue };
                 let block = heap.allocate(wanted).unwrap();
