@@ -324,10 +324,10 @@ impl Slot {
     }
 
     fn fill(&self, start: *mut u8, bytes: usize, pattern: u32) {
-        for index in 0..bytes {
-            let byte = start.wrapping_add(index);
+        let block = block_at(start.addr(), pattern);
+        for offset in (0..bytes).step_by(BLOCK) {
             // SAFETY: the callers name parts of the slot, which is ours.
-            unsafe { byte.write(expected_at(byte.addr(), pattern)) };
+            unsafe { start.add(offset).copy_from_nonoverlapping(block.as_ptr(), BLOCK.min(bytes - offset)) };
         }
     }
 
@@ -336,9 +336,10 @@ impl Slot {
         let start = self.object().wrapping_offset(offset);
         // SAFETY: a part of the slot, which is initialised, and which nobody writes but the user of a dangling pointer.
         let found = unsafe { core::slice::from_raw_parts(start, bytes) };
-        let expected = |index| expected_at(start.addr() + index, pattern);
-        let at = found.iter().enumerate().position(|(index, byte)| *byte != expected(index))?;
-        Some(Damage::new(found, offset, at, expected(at)))
+        let expected = block_at(start.addr(), pattern);
+        let block = found.chunks(BLOCK).position(|block| *block != expected[..block.len()])? * BLOCK;
+        let at = block + found[block..].iter().zip(expected).position(|(byte, expected)| *byte != expected)?;
+        Some(Damage::new(found, offset, at, expected[at - block]))
     }
 }
 
@@ -350,7 +351,11 @@ fn free_pattern(checks: Checks) -> Option<u32> {
     checks.contains(Checks::POISON).then_some(FREED)
 }
 
-/// The byte of the pattern at an address.
-fn expected_at(address: usize, pattern: u32) -> u8 {
-    pattern.to_le_bytes()[address % 4]
+/// So many bytes are written and compared at a time, a multiple of the pattern's four.
+const BLOCK: usize = 64;
+
+/// The bytes of the pattern from an address on.
+fn block_at(address: usize, pattern: u32) -> [u8; BLOCK] {
+    let bytes = pattern.to_le_bytes();
+    core::array::from_fn(|index| bytes[(address + index) % 4])
 }
