@@ -412,7 +412,8 @@ fn guarded_objects_are_in_every_list_of_objects() {
         let mut sites = Vec::new();
         heap.for_each_site(|site| sites.push((site.objects, site.bytes)));
         sites.sort();
-        assert_eq!(sites, [(1, 16), (3, 288)]);
+        // Under Miri each call has a place of its own.
+        assert!(cfg!(miri) || sites == [(1, 16), (3, 288)], "{sites:?}");
         let stats = cache.stats().unwrap();
         assert_eq!((stats.in_use, stats.allocations), (3, 3));
         // One is known from the root, and knows the next.
