@@ -15,6 +15,9 @@ use crate::fault::{Caller, Event, Place, Report};
 use crate::platform::{Platform, in_nmi};
 use crate::sync::Ordering::Relaxed;
 
+/// Objects that waited are unmapped with one that did not.
+const WAITS_AT_A_FREE: usize = 2;
+
 impl<P: Platform> Core<P> {
     /// Of a twin: an object in pages of its own; `None` where there can be none just now.
     pub(super) fn allocate_guarded(
@@ -49,18 +52,20 @@ impl Guarded<'_> {
 impl<P: Platform> Caches<P> {
     /// Unmaps an object that was freed, or has it wait for that.
     pub(super) fn release_guarded(&self, index: usize, slot: &Slot) {
-        // Where this one can be unmapped, so can those that wait.
+        // Where this one can be unmapped, so can those that wait: some, so that they do not pile up, nor a free take long.
         if self.guard.release(self, index, slot) {
-            self.end_guard_waits();
+            self.end_guard_waits(WAITS_AT_A_FREE);
         }
     }
 
-    /// Unmaps what waits for it, as far as that can be.
-    pub(super) fn end_guard_waits(&self) {
+    /// Unmaps what waits for it, as far as that can be, up to `most` objects.
+    pub(super) fn end_guard_waits(&self, most: usize) {
         if in_nmi::<P>() {
             return;
         }
-        while let Some(guarded) = self.guard.take_waiting() {
+        // Others may come faster than these go.
+        for _ in 0..most.min(self.guard.waiting()) {
+            let Some(guarded) = self.guard.take_waiting() else { return };
             if let Some(damage) = damage_of_free(&guarded.slot) {
                 guarded.state.store(KEPT, Relaxed);
                 self.report_damage(guarded.slot.object(), damage, None);

@@ -316,7 +316,7 @@ impl<P: Platform> Caches<P> {
         }
         self.reap_epoch.fetch_add(1, Relaxed);
         self.end_quarantine(None);
-        self.end_guard_waits();
+        self.end_guard_waits(usize::MAX);
         let mut frames = 0;
         self.for_each(|cache| frames += cache.reap(self));
         // The larger first: their slabs' headers are among the smaller.
@@ -328,7 +328,7 @@ impl<P: Platform> Caches<P> {
 
     /// Gives up what this CPU's magazines hold where memory has been called for since it last looked.
     pub(crate) fn follow_reap(&self) {
-        self.end_guard_waits();
+        self.end_guard_waits(usize::MAX);
         self.for_each(|cache| cache.follow_reap(self));
     }
 

@@ -54,7 +54,7 @@ pub const LARGEST_GUARDED: usize = PAGES * FRAME_SIZE;
 /// [`LARGEST_GUARDED`], nor aligned to more than a page; and if `map` succeeds. Else it has just the cache's other checks.
 ///
 /// Where `unmap` refuses, the object is free all the same, but its pages stay mapped until a later free of a guarded
-/// object, [`maintain`](crate::Heap::maintain) or [`shrink`](crate::Heap::shrink) unmaps them: until then, poison, if the
+/// object, which unmaps two of those, [`maintain`](crate::Heap::maintain) or [`shrink`](crate::Heap::shrink): until then, poison, if the
 /// cache has it, shows writes to it.
 ///
 /// The same frames are mapped with all other memory, too: a wild pointer finds them there. A heap within another has no
@@ -188,11 +188,13 @@ impl<P> Guard<P> {
         places.filter_map(|(index, _)| self.at(index))
     }
 
+    /// How many wait to be unmapped.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Relaxed)
+    }
+
     /// Takes one that waits to be unmapped: its place is the caller's now.
     pub(crate) fn take_waiting(&self) -> Option<Guarded<'_>> {
-        if self.waiting.load(Relaxed) == 0 {
-            return None;
-        }
         let claim = |place: &Place| place.state.compare_exchange(QUARANTINED, CACHED, Acquire, Relaxed).is_ok();
         let index = self.places().iter().position(claim)?;
         self.waiting.fetch_sub(1, Relaxed);

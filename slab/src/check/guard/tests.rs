@@ -317,6 +317,8 @@ fn what_cannot_be_unmapped_is_free_and_waits() {
         heap.maintain(0);
         assert_eq!(pages.mapped(), 3);
         pages.refuse_unmap.store(false, Ordering::Relaxed);
+        free(heap, allocate(heap, 64), 64);
+        assert_eq!(pages.mapped(), 1, "a free unmaps two that wait");
         heap.maintain(0);
         assert_eq!(pages.mapped(), 0);
     });
