@@ -1,6 +1,6 @@
 //! The kernel's heap.
 
-use core::fmt::Write;
+use core::fmt::{self, Write};
 
 use bootloader_api::BootInfo;
 use kslab::Heap;
@@ -8,6 +8,8 @@ use kslab::fault::{OnFault, Report};
 use kslab::memory::Region;
 
 use crate::cpus::Cpus;
+use crate::memory::GuardedObjects;
+use crate::serial::Port;
 use crate::stop::stop;
 use crate::{backtrace, cmdline, memory};
 
@@ -29,6 +31,7 @@ pub(crate) unsafe fn init(boot_info: &BootInfo) {
     }
     HEAP.set_backtrace(Some(|addresses| _ = backtrace::fill(addresses)));
     HEAP.set_fault_handler(Some(on_fault));
+    HEAP.set_guard(&GuardedObjects);
     if let Some(Err(error)) = cmdline::value("kslab.check").map(|rules| HEAP.set_checks(rules)) {
         stop(format_args!("kslab.check: {error}"), |_| Ok(()));
     }
@@ -36,13 +39,16 @@ pub(crate) unsafe fn init(boot_info: &BootInfo) {
 
 /// Stops the kernel with the report, and with the names of the functions that called the allocator before.
 pub fn on_fault(report: &Report) -> OnFault {
-    stop(format_args!("panic: {report}"), |port| {
-        for (name, event) in [("allocated", report.allocated), ("freed", report.freed)] {
-            let Some(event) = event else { continue };
-            writeln!(port, "{name} by:")?;
-            let calls = event.addresses.into_iter().take_while(|&address| address != 0);
-            calls.map(backtrace::Call).try_for_each(|call| writeln!(port, "{call}"))?;
-        }
-        Ok(())
-    })
+    stop(format_args!("panic: {report}"), |port| write_calls(port, report))
+}
+
+/// Writes who called the allocator before.
+pub(crate) fn write_calls(port: &mut Port, report: &Report) -> fmt::Result {
+    for (name, event) in [("allocated", report.allocated), ("freed", report.freed)] {
+        let Some(event) = event else { continue };
+        writeln!(port, "{name} by:")?;
+        let calls = event.addresses.into_iter().take_while(|&address| address != 0);
+        calls.map(backtrace::Call).try_for_each(|call| writeln!(port, "{call}"))?;
+    }
+    Ok(())
 }

@@ -5,10 +5,13 @@
 //! | from [`PHYSICAL_MEMORY`] | all physical memory, and at least the first 4 GiB of physical addresses |
 //! | from `0xffff_9000_0000_0000` | registers of devices, uncached, each at its physical address plus this |
 //! | from `0xffff_a000_0000_0000` | stacks of CPUs and threads, each with a page below it that is not mapped |
+//! | from `0xffff_c000_0000_0000` | objects of the heap that have pages of their own, and pages that are never mapped between them |
 //! | from `0xffff_e000_0000_0000` | the [ramdisk](crate::ramdisk), read-only |
 //! | from `0xffff_ffff_8000_0000` | the kernel's image |
 //!
 //! Where the `bootloader` crate loaded the kernel, its tables map a few pages more, all below half of the address space.
+
+mod guard;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -38,6 +41,11 @@ pub const RAMDISK: u64 = 0xffff_e000_0000_0000;
 
 /// The address in an entry that points to another table (Intel SDM vol. 3, table 4-15).
 const TABLE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+pub(crate) use guard::GuardedObjects;
+
+/// Of memory that is mapped anew.
+const DATA: PageTableFlags = PageTableFlags::PRESENT.union(PageTableFlags::WRITABLE).union(PageTableFlags::NO_EXECUTE);
 
 static TABLES: Once<IrqLock<Cpus, OffsetPageTable<'static>>> = Once::new();
 
@@ -138,13 +146,12 @@ pub(crate) unsafe fn map_device(address: PhysAddr) -> VirtAddr {
 /// Maps `pages` new page frames, one by one and in no order, from `start` on: writable, not executable, for the kernel
 /// alone. Whether it has: where there is no memory, or a page is mapped already, nothing is mapped.
 pub fn map_new(start: VirtAddr, pages: usize) -> bool {
-    let flags = PageTableFlags::PRESENT | PageTableFlags::WRITABLE | PageTableFlags::NO_EXECUTE;
     for done in 0..pages {
         let page = page(start, done);
         let mut frames = HEAP.frames();
         let frame: Option<PhysFrame<Size4KiB>> = frames.allocate_frame();
         // SAFETY: the frame is new, so that nothing else refers to its memory.
-        let mapped = frame.map(|frame| unsafe { tables().lock().map_to(page, frame, flags, &mut frames) });
+        let mapped = frame.map(|frame| unsafe { tables().lock().map_to(page, frame, DATA, &mut frames) });
         match (mapped, frame) {
             (Some(Ok(flush)), _) => flush.flush(),
             (_, frame) => {
@@ -169,10 +176,7 @@ pub fn unmap(start: VirtAddr, pages: usize) {
         let mut unmapped = [None; BATCH];
         for (index, frame) in batch.zip(&mut unmapped) {
             // Flushed below, for all at once.
-            *frame = tables().lock().unmap(page(start, index)).ok().map(|(frame, flush)| {
-                flush.ignore();
-                frame
-            });
+            *frame = unmap_unflushed(page(start, index));
         }
         cpus::tlb::flush_everywhere();
         for frame in unmapped.into_iter().flatten() {
@@ -180,6 +184,13 @@ pub fn unmap(start: VirtAddr, pages: usize) {
             unsafe { HEAP.frames().deallocate_frame(frame) };
         }
     }
+}
+
+/// Unmaps a page, which CPUs may still reach, and says where it was; `None` where it was not mapped.
+fn unmap_unflushed(page: Page<Size4KiB>) -> Option<PhysFrame> {
+    let (frame, flush) = tables().lock().unmap(page).ok()?;
+    flush.ignore();
+    Some(frame)
 }
 
 fn page(start: VirtAddr, index: usize) -> Page<Size4KiB> {

@@ -12,6 +12,7 @@
 //! | [`AUDIT`](Checks::AUDIT) | `audit` | who allocated and freed it, and what came before: the [log](crate::Heap::set_event_log) | a backtrace at both ends of its life |
 //! | [`QUARANTINE`](Checks::QUARANTINE) | `quarantine` | the same as poison, for longer: a freed object waits until others have been freed, up to a number of bytes | those bytes |
 //! | [`RANDOM`](Checks::RANDOM) | `random` | code that relies on the order of objects | a few instructions |
+//! | [`GUARD`](Checks::GUARD) | `guard`, `guard/16` | accesses behind the object, before its pages and after its free: a page fault at that very instruction | one or two page frames, a pass over them, and mapping and unmapping them, for every object or every 16th |
 //! | [`ZERO`](Checks::ZERO) | `zero` | nothing: objects are zero when they are allocated | a pass over the object |
 //! | [`ZERO_FREED`](Checks::ZERO_FREED) | `zerofree` | nothing: what was in an object is gone when it is free | a pass over the object |
 //!
@@ -22,9 +23,12 @@
 //! nothing of it can stay while it is free. An object that would be too large for a slab with its room, above some 4 MiB
 //! less twice its alignment, has no checks. Freed in an NMI handler, it is not destroyed.
 //!
+//! Objects with pages of their own, *guarded* objects, need an embedder that maps pages: see [`GuardPages`].
+//!
 //! Caches are chosen by rules, as `slub_debug` and `kmem_flags` do it elsewhere: see
 //! [`Heap::set_checks`](crate::Heap::set_checks).
 
+mod guard;
 mod leaks;
 mod log;
 mod quarantine;
@@ -34,6 +38,8 @@ use core::error::Error;
 use core::fmt;
 use core::ops::BitOr;
 
+pub(crate) use guard::{Guard, Guarded};
+pub use guard::{GuardPages, LARGEST_GUARDED};
 pub use leaks::{Allocation, Site};
 pub(crate) use log::Log;
 pub use log::Logged;
@@ -62,11 +68,13 @@ impl Checks {
     pub const ZERO: Self = Self(1 << 5);
     /// It is zero while it is free.
     pub const ZERO_FREED: Self = Self(1 << 6);
+    /// It has pages of its own, which are unmapped at its free; see [`GuardPages`].
+    pub const GUARD: Self = Self(1 << 7);
     /// Red zones, poison, audit and quarantine.
     pub const ALL: Self = Self(0b1111);
 
     /// The words of [`Heap::set_checks`](crate::Heap::set_checks).
-    const WORDS: [(&str, Self); 8] = [
+    const WORDS: [(&str, Self); 9] = [
         ("redzone", Self::RED_ZONE),
         ("poison", Self::POISON),
         ("audit", Self::AUDIT),
@@ -74,6 +82,7 @@ impl Checks {
         ("random", Self::RANDOM),
         ("zero", Self::ZERO),
         ("zerofree", Self::ZERO_FREED),
+        ("guard", Self::GUARD),
         ("all", Self::ALL),
     ];
 
@@ -97,12 +106,41 @@ impl Checks {
         Self(bits)
     }
 
-    /// These and those.
+    /// These and those. Where both say which objects are guarded, as many are as either says.
     #[must_use]
     pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
+        let rarity = match (self.contains(Self::GUARD), other.contains(Self::GUARD)) {
+            (true, true) if self.rarity() > other.rarity() => other.rarity(),
+            (true, _) => self.rarity(),
+            _ => other.rarity(),
+        };
+        Self((self.0 | other.0) & !RARITY | (rarity << RARITY_SHIFT) as u16)
+    }
+
+    /// [`GUARD`](Self::GUARD) for one of so many objects of a cache, rounded up to a power of two, up to 32768.
+    #[must_use]
+    pub const fn guard_one_in(objects: u16) -> Self {
+        let rarity = match objects.checked_next_power_of_two() {
+            Some(every) => every.trailing_zeros(),
+            None => 15,
+        };
+        Self(Self::GUARD.0 | (rarity << RARITY_SHIFT) as u16)
+    }
+
+    /// Which of a cache's objects is guarded: one of two to the power of this.
+    const fn rarity(self) -> u32 {
+        (self.0 >> RARITY_SHIFT) as u32
+    }
+
+    /// Whether the object is to be guarded before which so many were allocated.
+    pub(crate) const fn guard(self, allocations: u64) -> bool {
+        self.contains(Self::GUARD) && allocations.trailing_zeros() >= self.rarity()
     }
 }
+
+/// Where the bits lie that say how rarely objects are guarded.
+const RARITY_SHIFT: u32 = 12;
+const RARITY: u16 = 0xf << RARITY_SHIFT;
 
 impl BitOr for Checks {
     type Output = Self;
@@ -116,7 +154,8 @@ impl fmt::Debug for Checks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut words = Self::WORDS.iter().filter(|(word, check)| *word != "all" && self.contains(*check));
         f.write_str(words.next().map_or("none", |(word, _)| word))?;
-        words.try_for_each(|(word, _)| write!(f, ",{word}"))
+        words.try_for_each(|(word, _)| write!(f, ",{word}"))?;
+        if self.rarity() > 0 { write!(f, "/{}", 1 << self.rarity()) } else { Ok(()) }
     }
 }
 
@@ -168,6 +207,9 @@ impl<'a> Rules<'a> {
 /// `none` is a word too: it makes an exception of a cache that a later rule names.
 fn check_named(word: &str) -> Option<Checks> {
     let word = word.trim();
+    if let Some(objects) = word.strip_prefix("guard/") {
+        return objects.parse().ok().map(Checks::guard_one_in);
+    }
     let named = || Checks::WORDS.iter().find(|(name, _)| *name == word).map(|(_, checks)| *checks);
     if word == "none" { Some(Checks::NONE) } else { named() }
 }

@@ -75,6 +75,19 @@ pub enum Fault {
     BadRound,
     /// `BADBUFCTL`: something wrote over what describes a slab, a magazine or a free block.
     BadControl,
+    /// `GUARD`: an access before an object that has pages of its own, counted from its start. Of this kind are only the answers
+    /// of [`Heap::explain`](crate::Heap::explain).
+    AccessBefore {
+        /// 1 for the byte just before it.
+        bytes: usize,
+    },
+    /// `GUARD`: the same behind it, counted from its end.
+    AccessBehind {
+        /// 1 for the byte just behind it.
+        bytes: usize,
+    },
+    /// `GUARD`: an access to an object that had pages of its own, after its free.
+    AccessAfterFree,
 }
 
 impl Fault {
@@ -91,12 +104,17 @@ impl Fault {
             Self::NotConstructed => "BADSTATE",
             Self::BadTag => "BADBUFTAG",
             Self::BadRound | Self::BadControl => "BADBUFCTL",
+            Self::AccessBefore { .. } | Self::AccessBehind { .. } | Self::AccessAfterFree => "GUARD",
         }
     }
 
-    /// Whether it is the pointer that is wrong, and not what somebody has written.
-    const fn is_bad_free(&self) -> bool {
-        !matches!(self, Self::RedZone | Self::Modified | Self::NotConstructed | Self::BadTag | Self::BadControl)
+    /// What somebody has done to the pointer of the report.
+    const fn deed(&self) -> &'static str {
+        match self {
+            Self::RedZone | Self::Modified | Self::NotConstructed | Self::BadTag | Self::BadControl => "damage at",
+            Self::AccessBefore { .. } | Self::AccessBehind { .. } | Self::AccessAfterFree => "access to",
+            _ => "bad free of",
+        }
     }
 }
 
@@ -146,6 +164,9 @@ impl fmt::Display for Fault {
             Self::BadTag => f.write_str("what is known of its allocation was overwritten"),
             Self::BadRound => f.write_str("not a free object, but in a magazine"),
             Self::BadControl => f.write_str("the allocator's own data was overwritten"),
+            Self::AccessBefore { bytes } => write!(f, "{bytes} byte{} before an object", plural(*bytes)),
+            Self::AccessBehind { bytes } => write!(f, "{bytes} byte{} behind an object", plural(*bytes)),
+            Self::AccessAfterFree => f.write_str("read or written after it was freed"),
         }
     }
 }
@@ -158,6 +179,10 @@ pub enum OnFault {
     /// Go on. A free is refused, and nothing has changed. An object that was written over, or beside which was written, is
     /// never allocated again, and its slab never freed.
     KeepOut,
+}
+
+const fn plural(number: usize) -> &'static str {
+    if number == 1 { "" } else { "s" }
 }
 
 /// What an embedder does about a fault.

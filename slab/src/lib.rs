@@ -136,8 +136,8 @@
 //!   idle CPU should call it now and then, or be made to by an out-of-memory hook. How much that can be is bounded by two
 //!   magazines a CPU and cache.
 //! - It uses at most 8 KiB of stack below its caller, callbacks, constructors and reports not counted.
-//! - Checks are of objects up to 8 KiB of a heap and of those of caches; runs of page frames have none. There are no guard
-//!   pages.
+//! - Checks are of objects up to 8 KiB of a heap and of those of caches; runs of page frames have none. Pages of their own
+//!   have objects up to 8 KiB, as many at a time as the kernel has set addresses aside for.
 //! - What one CPU allocates and another frees goes around by the depots and slabs; it never adds up.
 //! - The states of a slab's objects lie side by side. CPUs take new objects from different slabs as long as there is
 //!   memory for that, but those whose numbers differ by a multiple of 8, and CPUs that free each other's objects, can write
@@ -160,7 +160,7 @@
 //! | `frames::{init, records, stock, lend, regions, block, allocate}` | records in the memory that they describe; the contracts of free and add |
 //! | `cache::{slab, slabs, magazine, magazines, shared}` | headers, states and rounds in metadata |
 //! | `cache::{core, public, typed, reserve}` | constructors, and objects as types |
-//! | `cache::checked`, `check::{room, quarantine}` | red zones, patterns and tags in slots |
+//! | `cache::{checked, guarded}`, `check::{guard, room, quarantine}` | red zones, patterns and tags in slots |
 //! | `fault` | the handler's address |
 //! | `heap`, `source` | `GlobalAlloc`, and heaps within heaps |
 //! | `arena::tags` | boundary tags in page frames |

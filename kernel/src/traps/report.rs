@@ -2,12 +2,14 @@
 
 use core::fmt::{self, Write};
 
+use kslab::fault::Report;
 use x86_64::VirtAddr;
 use x86_64::registers::control::{Cr2, Cr3};
 use x86_64::structures::idt::PageFaultErrorCode;
 
 use super::{FIRST_INTERRUPT, TrapFrame, guards};
 use crate::backtrace::{self, Instruction};
+use crate::heap::{self, HEAP};
 use crate::serial::Port;
 use crate::{cpus, image, stop, threads};
 
@@ -53,9 +55,13 @@ const NAMES: [&str; FIRST_INTERRUPT as usize] = [
 pub(super) fn stop(frame: &TrapFrame) -> ! {
     let address = Cr2::read_raw();
     let thread = (frame.vector == PAGE_FAULT).then(|| threads::guarded_at(VirtAddr::new_truncate(address))).flatten();
-    let headline = Headline { vector: frame.vector, error_code: frame.error_code, address, thread };
+    let guarded = (frame.vector == PAGE_FAULT).then(|| HEAP.explain(address as usize)).flatten();
+    let headline = Headline { vector: frame.vector, error_code: frame.error_code, address, thread, guarded };
     let calls = backtrace::from_frame(frame.rbp as usize);
-    stop::stop_after(calls, format_args!("{headline}"), |port| details(frame, address, port))
+    stop::stop_after(calls, format_args!("{headline}"), |port| {
+        guarded.map_or(Ok(()), |report| heap::write_calls(port, &report))?;
+        details(frame, address, port)
+    })
 }
 
 fn details(frame: &TrapFrame, address: u64, port: &mut Port) -> fmt::Result {
@@ -82,6 +88,8 @@ struct Headline {
     address: u64,
     /// The thread in whose guard page that is.
     thread: Option<&'static str>,
+    /// What the heap knows of that.
+    guarded: Option<Report>,
 }
 
 impl fmt::Display for Headline {
@@ -95,7 +103,7 @@ impl fmt::Display for Headline {
 }
 
 impl Headline {
-    /// Names the stack that overflowed, else what was done where.
+    /// Names the stack that overflowed, else what was done where, and beside which object of the heap or to which.
     ///
     /// In the kernel's image, whose layout changes with every build, the segment stands for the address.
     fn page_fault(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -121,9 +129,10 @@ impl Headline {
             _ => "not mapped",
         };
         match image::segment_at(address) {
-            Some(segment) => write!(f, "page fault: {access} {segment}, {reason}"),
-            None => write!(f, "page fault: {access} {address:#x}, {reason}"),
+            Some(segment) => write!(f, "page fault: {access} {segment}, {reason}")?,
+            None => write!(f, "page fault: {access} {address:#x}, {reason}")?,
         }
+        self.guarded.map_or(Ok(()), |report| write!(f, "\n{report}"))
     }
 }
 
@@ -132,7 +141,7 @@ mod tests {
     use super::*;
 
     fn headline(vector: u64, error_code: u64, address: u64) -> String {
-        Headline { vector, error_code, address, thread: None }.to_string()
+        Headline { vector, error_code, address, thread: None, guarded: None }.to_string()
     }
 
     #[test]

@@ -65,6 +65,12 @@ impl<P: Platform> Core<P> {
             twin.set_checks(checks);
             twin.slabs.set_random(if checks.contains(Checks::RANDOM) { shared.random_seed() } else { 0 });
         }
+        if checks.guard(twin.allocations.load(Relaxed))
+            && grow
+            && let Some(result) = twin.allocate_guarded(shared, checks, request)
+        {
+            return result;
+        }
         twin.allocate_room(shared, checks, grow, request)
     }
 
@@ -104,7 +110,7 @@ impl<P: Platform> Core<P> {
         Some(unsafe { room.slot(slot) })
     }
 
-    fn lifecycle(&self) -> Option<Lifecycle> {
+    pub(super) fn lifecycle(&self) -> Option<Lifecycle> {
         self.room.and_then(|(_, lifecycle)| lifecycle)
     }
 
@@ -114,7 +120,7 @@ impl<P: Platform> Core<P> {
         shared: &Caches<P>,
         checks: Checks,
         grow: bool,
-        Request { layout, caller }: Request,
+        request: Request,
     ) -> Result<NonNull<u8>, AllocError> {
         loop {
             let (start, used_before) =
@@ -123,16 +129,11 @@ impl<P: Platform> Core<P> {
             if !used_before {
                 slot.initialise();
             } else if let Some(damage) = damage_of_free(&slot) {
-                self.keep_out(shared, start, slot.object(), damage, caller);
+                self.set_state(shared, start, KEPT);
+                shared.report_damage(slot.object(), damage, request.caller);
                 continue;
             }
-            if checks.contains(Checks::RED_ZONE) {
-                slot.paint_red_zones(layout.size());
-            }
-            slot.fill_new(layout.size(), checks);
-            let allocated = self.event(shared, checks, caller, slot.object(), false);
-            let requested = (layout.size(), layout.align());
-            slot.write_tag(&Tag { requested, checks, is_free: false, allocated, freed: None });
+            self.prepare(shared, &slot, checks, request);
             if let Some(lifecycle) = self.lifecycle() {
                 self.construct(shared, &lifecycle, slot.object(), start)?;
             }
@@ -140,6 +141,18 @@ impl<P: Platform> Core<P> {
             self.set_state(shared, start, USED);
             return NonNull::new(slot.object()).ok_or(AllocError::NoMemory);
         }
+    }
+
+    /// Fills an object for its user and the red zones beside it, and writes down who that is.
+    pub(super) fn prepare(&self, shared: &Caches<P>, slot: &Slot, checks: Checks, request: Request) {
+        let Request { layout, caller } = request;
+        if checks.contains(Checks::RED_ZONE) {
+            slot.paint_red_zones(layout.size());
+        }
+        slot.fill_new(layout.size(), checks);
+        let allocated = self.event(shared, checks, caller, slot.object(), false);
+        let requested = (layout.size(), layout.align());
+        slot.write_tag(&Tag { requested, checks, is_free: false, allocated, freed: None });
     }
 
     /// In an NMI nothing is constructed.
@@ -166,8 +179,10 @@ impl<P: Platform> Core<P> {
 
     /// Takes an object from its user and keeps it out of circulation for good.
     pub(super) fn withdraw(&self, shared: &Caches<P>, object: *mut u8) -> Result<(), Fault> {
-        let start = self.room.map_or(object, |(room, _)| room.slot_of(object));
-        let state = self.slabs.state(shared.frames(), start).ok_or_else(|| self.fault_of(shared, object))?;
+        let state = match self.room {
+            Some(_) => self.locate(shared, object)?.1,
+            None => self.slabs.state(shared.frames(), object).ok_or_else(|| self.fault_of(shared, object))?,
+        };
         claim(state, USED, KEPT).map_err(|_| Fault::DoubleFree)?;
         count(&self.frees);
         Ok(())
@@ -175,14 +190,24 @@ impl<P: Platform> Core<P> {
 
     /// Of a twin: whether a free of an object for this layout is right, as far as can be said without a claim.
     pub(crate) fn allows_free(&self, shared: &Caches<P>, object: *mut u8, layout: Layout) -> Result<(), Fault> {
-        let Some((room, _)) = self.room else { return Err(Fault::BadBase) };
-        let start = room.slot_of(object);
-        let state = self.slabs.state(shared.frames(), start).ok_or_else(|| self.fault_of(shared, object))?;
+        let (slot, state) = self.locate(shared, object)?;
         if !matches!(state.load(Relaxed), USED | AUDITED) {
             return Err(Fault::DoubleFree);
         }
-        let Some(tag) = self.slot_at(start).and_then(|slot| slot.tag()) else { return Ok(()) };
-        check_layout(&tag, layout)
+        slot.tag().map_or(Ok(()), |tag| check_layout(&tag, layout))
+    }
+
+    /// Of a twin: the slot of an object, and its state.
+    fn locate<'a>(&'a self, shared: &'a Caches<P>, object: *mut u8) -> Result<(Slot, &'a AtomicU8), Fault> {
+        if let Some(guarded) = shared.guard.around(object) {
+            let is_object = guarded.slot.object() == object && guarded.cache == self.slabs.id;
+            return if is_object { Ok((guarded.slot, guarded.state)) } else { Err(Fault::BadBase) };
+        }
+        let (room, _) = self.room.ok_or(Fault::BadBase)?;
+        let start = room.slot_of(object);
+        let state = self.slabs.state(shared.frames(), start).ok_or_else(|| self.fault_of(shared, object))?;
+        // SAFETY: a slot of this cache, which has this room.
+        Ok((unsafe { room.slot(start) }, state))
     }
 
     /// Of a twin: frees an object that was allocated for `layout`, where the caller says for which. What is wrong with the
@@ -199,17 +224,17 @@ impl<P: Platform> Core<P> {
         layout: Option<Layout>,
         caller: Caller,
     ) -> Result<(), Fault> {
-        let Some((room, lifecycle)) = self.room else { return Err(Fault::BadBase) };
-        let start = room.slot_of(object);
-        let state = self.slabs.state(shared.frames(), start).ok_or_else(|| self.fault_of(shared, object))?;
+        let (slot, state) = self.locate(shared, object)?;
         match claim_when_checked::<P>(state) {
             Ok(()) => {}
             // An NMI handler frees what it has interrupted the check of. It cannot wait, and the object is lost.
             Err(AUDITED) => return Ok(()),
             Err(_) => return Err(Fault::DoubleFree),
         }
-        // SAFETY: claimed from its user, and so ours.
-        let slot = unsafe { room.slot(start) };
+        if !slot.is_current() {
+            state.store(USED, Relaxed);
+            return Err(Fault::DoubleFree);
+        }
         let tag = match check_used(&slot, layout) {
             Used::Right(tag) => tag,
             Used::Otherwise(fault) => {
@@ -218,23 +243,27 @@ impl<P: Platform> Core<P> {
             }
             Used::Damaged(damage) => {
                 count(&self.frees);
-                self.keep_out(shared, start, object, damage, caller);
+                state.store(KEPT, Relaxed);
+                shared.report_damage(object, damage, caller);
                 return Ok(());
             }
         };
-        if let Some(lifecycle) = lifecycle.filter(|_| !in_nmi::<P>()) {
+        if let Some(lifecycle) = self.lifecycle().filter(|_| !in_nmi::<P>()) {
             // SAFETY: constructed when it was allocated, and given up by its user.
             unsafe { (lifecycle.fini)(object) };
         }
         let checks = self.checks();
         slot.fill_freed(checks);
         if checks.contains(Checks::RED_ZONE) {
-            slot.paint_red_zones(room.size);
+            slot.paint_red_zones(slot.size());
         }
         let freed = self.event(shared, checks, caller, object, true);
         slot.write_tag(&Tag { checks, is_free: true, freed, ..tag });
         count(&self.frees);
-        if in_nmi::<P>() {
+        let start = slot.start();
+        if let Some(index) = shared.guard.place_of(start) {
+            shared.release_guarded(index, &slot);
+        } else if in_nmi::<P>() {
             self.slabs.defer(shared, start);
         } else if checks.contains(Checks::QUARANTINE) {
             self.let_wait(shared, start, state);
@@ -274,36 +303,28 @@ impl<P: Platform> Core<P> {
         }
         match damage_of_free(&slot) {
             None => self.slabs.put(shared, [start], true),
-            Some(damage) => self.keep_out(shared, start, slot.object(), damage, None),
+            Some(damage) => {
+                state.store(KEPT, Relaxed);
+                shared.report_damage(slot.object(), damage, None);
+            }
         }
-    }
-
-    /// Takes a slot that is ours out of circulation for good, and reports why.
-    fn keep_out(&self, shared: &Caches<P>, start: *mut u8, object: *mut u8, damage: Damaged, caller: Caller) {
-        self.set_state(shared, start, KEPT);
-        self.report_damage(shared, object, damage, caller);
-    }
-
-    fn report_damage(&self, shared: &Caches<P>, object: *mut u8, (fault, damage): Damaged, caller: Caller) {
-        let pointer = object.wrapping_offset(damage.map_or(0, |damage| damage.offset));
-        shared.report_with(pointer, damage, fault, caller);
     }
 
     /// Of a twin: checks every object, and says how many were reported.
     pub(super) fn check_objects(&self, shared: &Caches<P>) -> usize {
         let mut found = 0;
-        self.slabs.for_each_slot(shared.frames(), |start, state| {
-            let Some(slot) = self.slot_at(start) else { return };
-            if let Some(damage) = self.check_slot(shared.frames(), &slot, start, state) {
+        self.for_each_checked(shared, |slot, state| {
+            if let Some(damage) = self.check_slot(shared.frames(), slot, state) {
                 found += 1;
-                self.report_damage(shared, slot.object(), damage, None);
+                shared.report_damage(slot.object(), damage, None);
             }
         });
         found
     }
 
     /// What is wrong with an object in whatever state.
-    fn check_slot(&self, frames: &Frames<P>, slot: &Slot, start: *mut u8, state: &AtomicU8) -> Option<Damaged> {
+    fn check_slot(&self, frames: &Frames<P>, slot: &Slot, state: &AtomicU8) -> Option<Damaged> {
+        let start = slot.start();
         match state.load(Relaxed) {
             FREE => {
                 let damage = self.slabs.with_free(frames, start, || damage_of_free(slot))??;
@@ -316,6 +337,7 @@ impl<P: Platform> Core<P> {
                 let _interrupts = Interrupts::<P>::disable();
                 claim(state, before, AUDITED).ok()?;
                 let damage = match before {
+                    _ if !slot.is_current() => None,
                     USED => match check_used(slot, None) {
                         Used::Damaged(damage) => Some(damage),
                         _ => None,
@@ -331,6 +353,9 @@ impl<P: Platform> Core<P> {
 
     /// The object of this cache that `pointer` is in, and what its tag says.
     pub(super) fn place_of(&self, shared: &Caches<P>, pointer: *const u8) -> Option<(Place, Option<Tag>)> {
+        if let Some(guarded) = shared.guard.around(pointer) {
+            return Some((guarded.place(), Some(guarded.tag)));
+        }
         let (start, slot) = self.slabs.around(shared.frames(), pointer)?;
         let place = Place { object: start, slot, size: self.object_size(), requested: None };
         let Some((room, _)) = self.room else { return Some((place, None)) };
@@ -347,23 +372,26 @@ impl<P: Platform> Core<P> {
 
     /// The same with those in one state.
     pub(crate) fn for_each_allocation_in(&self, shared: &Caches<P>, wanted: u8, mut visit: impl FnMut(&Allocation)) {
-        self.for_each_checked(shared, |object, state| {
+        self.for_each_checked(shared, |slot, state| {
             if state.load(Relaxed) != wanted {
                 return;
             }
-            let slot = self.room.and_then(|(room, _)| self.slot_at(room.slot_of(object)));
-            let tag = slot.and_then(|slot| slot.tag()).unwrap_or_default();
-            if let Some(object) = NonNull::new(object) {
+            let tag = slot.tag().unwrap_or_default();
+            if let Some(object) = NonNull::new(slot.object()) {
                 visit(&Allocation { object, size: tag.requested.0, allocated: tag.allocated });
             }
         });
     }
 
     /// Calls `visit` with each object of a twin, in whatever state, and its state.
-    pub(crate) fn for_each_checked(&self, shared: &Caches<P>, mut visit: impl FnMut(*mut u8, &AtomicU8)) {
-        if let Some((room, _)) = self.room {
-            self.slabs.for_each_slot(shared.frames(), |start, state| visit(start.wrapping_add(room.left), state));
-        }
+    pub(crate) fn for_each_checked(&self, shared: &Caches<P>, mut visit: impl FnMut(&Slot, &AtomicU8)) {
+        let Some((room, _)) = self.room else { return };
+        self.slabs.for_each_slot(shared.frames(), |start, state| {
+            // SAFETY: a slot of this cache, which has this room.
+            let slot = unsafe { room.slot(start) };
+            visit(&slot, state);
+        });
+        shared.guard.of_cache(self.slabs.id).for_each(|guarded| visit(&guarded.slot, guarded.state));
     }
 
     /// Bytes that the objects of a twin have at most; `None` where this is none.
@@ -371,14 +399,22 @@ impl<P: Platform> Core<P> {
         self.room.map(|(room, _)| room.size)
     }
 
-    /// Of a twin: the object around an address, and its state.
-    pub(super) fn checked_around(&self, shared: &Caches<P>, address: *const u8) -> Option<(*mut u8, &AtomicU8)> {
+    /// Of a twin: the object around an address, its bytes and its state.
+    pub(super) fn checked_around<'a>(
+        &'a self,
+        shared: &'a Caches<P>,
+        address: *const u8,
+    ) -> Option<(*mut u8, usize, &'a AtomicU8)> {
+        if let Some(guarded) = shared.guard.around(address) {
+            return Some((guarded.slot.object(), guarded.slot.size(), guarded.state));
+        }
         let (start, _) = self.slabs.around(shared.frames(), address)?;
-        Some((start.wrapping_add(self.room?.0.left), self.slabs.state(shared.frames(), start)?))
+        let slot = self.slot_at(start)?;
+        Some((slot.object(), slot.size(), self.slabs.state(shared.frames(), start)?))
     }
 }
 
-type Damaged = (Fault, Option<Damage>);
+pub(super) type Damaged = (Fault, Option<Damage>);
 
 /// What an object that is used turned out to be.
 enum Used {
@@ -424,7 +460,7 @@ fn check_layout(tag: &Tag, layout: Layout) -> Result<(), Fault> {
 }
 
 /// What is wrong with a free object.
-fn damage_of_free(slot: &Slot) -> Option<Damaged> {
+pub(super) fn damage_of_free(slot: &Slot) -> Option<Damaged> {
     let Some(tag) = slot.tag() else { return Some((Fault::BadTag, None)) };
     // One that is not was freed in an NMI.
     let modified = || slot.damage_while_free(tag.checks).map(|damage| (Fault::Modified, Some(damage)));

@@ -3,7 +3,7 @@
 //! | module | what is there |
 //! |---|---|
 //! | `public`, `typed`, `reserve` | the caches that an embedder makes |
-//! | `checked` | objects with checks |
+//! | `checked`, `guarded` | objects with checks |
 //! | `core` | one cache: the way of an object from slab to user and back |
 //! | `magazines`, `magazine`, `sizing` | the layer of each CPU, and the depot |
 //! | `slabs`, `slab`, `geometry` | the slab layer |
@@ -15,6 +15,7 @@
 mod checked;
 mod core;
 mod geometry;
+mod guarded;
 mod magazine;
 mod magazines;
 mod public;
@@ -40,7 +41,7 @@ pub(crate) use self::core::{Core, Request};
 pub(crate) use magazine::Round;
 pub(crate) use magazines::Magazines;
 pub(crate) use shared::CLASSES;
-pub(crate) use slab::{AUDITED, LENT, USED};
+pub(crate) use slab::{AUDITED, CACHED, FREE, LENT, QUARANTINED, USED};
 
 /// Why there is no object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use super::core::Core;
 use super::geometry::Geometry;
 use super::slabs::Slabs;
 use super::{AllocError, layout};
-use crate::check::{BadChecks, Log, Quarantine, Rules, Waiting};
+use crate::check::{BadChecks, Guard, Log, Quarantine, Rules, Waiting};
 use crate::fault::{CacheName, Caller, Damage, Fault, Report};
 use crate::frames::{Frame, Frames, Order, Owner};
 use crate::lock::{Interrupts, IrqGuard, IrqLock, Level};
@@ -64,6 +64,8 @@ pub struct Caches<P> {
     registry: IrqLock<P, Registry<P>>,
     /// Freed objects with checks that wait.
     pub(crate) quarantine: Quarantine<P>,
+    /// Those that have pages of their own.
+    pub(crate) guard: Guard<P>,
     /// Their last allocations and frees.
     pub(crate) log: Log,
     /// From where the order of slots comes, where it is to be random.
@@ -107,6 +109,7 @@ impl<P> Caches<P> {
             general,
             registry: IrqLock::ordered(Level::Registry, Registry::new()),
             quarantine: Quarantine::new(),
+            guard: Guard::new(true),
             log: Log::new(),
             seed: AtomicU32::new(SEED),
             reap_epoch: AtomicU32::new(0),
@@ -133,14 +136,15 @@ impl<P> Caches<P> {
             }
             (&raw mut (*this).registry).write(IrqLock::ordered(Level::Registry, Registry::new()));
             (&raw mut (*this).quarantine).write(Quarantine::new());
+            (&raw mut (*this).guard).write(Guard::new(false));
             (&raw mut (*this).log).write(Log::new());
             (&raw mut (*this).seed).write(AtomicU32::new(SEED));
             (&raw mut (*this).reap_epoch).write(AtomicU32::new(0));
             (&raw mut (*this).reclaim).write(Reclaim::new());
             #[rustfmt::skip]
             let Self {
-                name: _, frames: _, source: _, metadata: _, general: _, registry: _, quarantine: _, log: _, seed: _, reap_epoch: _,
-                reclaim: _,
+                name: _, frames: _, source: _, metadata: _, general: _, registry: _, quarantine: _, guard: _, log: _, seed: _,
+                reap_epoch: _, reclaim: _,
             } = &*this;
         }
     }
@@ -313,6 +317,7 @@ impl<P: Platform> Caches<P> {
         }
         self.reap_epoch.fetch_add(1, Relaxed);
         self.end_quarantine(None);
+        self.end_guard_waits(usize::MAX);
         let mut frames = 0;
         self.for_each(|cache| frames += cache.reap(self));
         // The larger first: their slabs' headers are among the smaller.
@@ -324,6 +329,7 @@ impl<P: Platform> Caches<P> {
 
     /// Gives up what this CPU's magazines hold where memory has been called for since it last looked.
     pub(crate) fn follow_reap(&self) {
+        self.end_guard_waits(usize::MAX);
         self.for_each(|cache| cache.follow_reap(self));
     }
 
@@ -514,11 +520,11 @@ impl<P: Platform> Caches<P> {
         unsafe { self.frames.drain_stock_of(cpu) };
     }
 
-    /// The number of the cache that the slab around `object` belongs to.
+    /// The number of the cache that the slab around `object` belongs to, or the guarded object there.
     pub(super) fn owner_of(&self, object: *const u8) -> Option<u32> {
-        match self.frames.owner(self.frames.frame_of(object)?) {
-            Owner::Slab { cache, .. } => Some(cache),
-            _ => None,
+        match self.frames.frame_of(object).map(|frame| self.frames.owner(frame)) {
+            Some(Owner::Slab { cache, .. }) => Some(cache),
+            _ => self.guard.around(object).map(|guarded| guarded.cache),
         }
     }
 
@@ -591,8 +597,7 @@ impl<P: Platform> Caches<P> {
         let Some(id) = self.owner_of(pointer) else { return };
         self.for_each(|cache| {
             if cache.slabs.id == id
-                && let Some(size) = cache.room_size()
-                && let Some((object, state)) = cache.checked_around(self, pointer)
+                && let Some((object, size, state)) = cache.checked_around(self, pointer)
             {
                 visit(object, size, state);
             }
@@ -613,14 +618,19 @@ impl<P: Platform> Caches<P> {
     /// What the cache with this number is called in reports.
     #[cold]
     pub(crate) fn name_of(&self, id: u32) -> CacheName {
+        let unnamed = if id < FIRST_REGISTERED { "the allocator itself" } else { "another cache" };
+        self.find_name(id).unwrap_or(CacheName::first(unnamed))
+    }
+
+    /// The same, if there is such a cache.
+    pub(super) fn find_name(&self, id: u32) -> Option<CacheName> {
         let mut name = None;
         self.for_each_to_report(|cache| {
             if cache.slabs.id == id {
                 name = Some(cache.full_name());
             }
         });
-        let unnamed = if id < FIRST_REGISTERED { "the allocator itself" } else { "another cache" };
-        name.unwrap_or(CacheName::first(unnamed))
+        name
     }
 
     /// Checks the invariants of the page frames and of every cache.

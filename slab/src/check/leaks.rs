@@ -8,7 +8,7 @@
 use core::ops::Range;
 use core::ptr::NonNull;
 
-use crate::cache::{AUDITED, Caches, Core, USED};
+use crate::cache::{AUDITED, Caches, USED};
 use crate::fault::Event;
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
@@ -108,10 +108,10 @@ impl<P: Platform> Caches<P> {
         });
         loop {
             search.reached = false;
-            self.for_each_checked(|cache, object, state| {
+            self.for_each_checked(|object, size, state| {
                 if state.load(Relaxed) == AUDITED {
                     // SAFETY: an object of so many bytes, which are initialised when their slab is first used.
-                    unsafe { search.scan(object, cache.room_size().unwrap_or(0)) };
+                    unsafe { search.scan(object, size) };
                 }
             });
             if !search.reached {
@@ -122,8 +122,8 @@ impl<P: Platform> Caches<P> {
         self.for_each_checked(|_, _, state| _ = state.compare_exchange(AUDITED, USED, Relaxed, Relaxed));
     }
 
-    fn for_each_checked(&self, mut visit: impl FnMut(&Core<P>, *const u8, &AtomicU8)) {
-        self.for_each(|cache| cache.for_each_checked(self, |object, state| visit(cache, object, state)));
+    fn for_each_checked(&self, mut visit: impl FnMut(*const u8, usize, &AtomicU8)) {
+        self.for_each(|cache| cache.for_each_checked(self, |slot, state| visit(slot.object(), slot.size(), state)));
     }
 }
 

@@ -11,10 +11,12 @@
 //! from its user.
 
 use core::alloc::Layout;
+use core::ops::Range;
 use core::panic::Location;
 
 use super::Checks;
 use crate::fault::{ADDRESSES, Damage, Event};
+use crate::memory::FRAME_SIZE;
 use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use crate::sync::{AtomicPtr, AtomicUsize};
 
@@ -33,12 +35,14 @@ const RIGHT: usize = 16;
 pub const ROOM: usize = LEFT + RIGHT + size_of::<Kept>();
 
 /// How the slots of a cache are divided.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Room {
     /// Bytes before the object.
     pub(crate) left: usize,
     /// Bytes that the largest object has.
     pub(crate) size: usize,
+    /// Bytes behind it.
+    right: usize,
 }
 
 /// What is known of the slot's last user.
@@ -59,7 +63,7 @@ pub(crate) struct Tag {
 /// seal says whether it saw all of one.
 #[derive(Debug)]
 #[repr(C)]
-struct Kept {
+pub(super) struct Kept {
     /// Of everything below, and where it is.
     seal: AtomicUsize,
     size: AtomicUsize,
@@ -82,6 +86,12 @@ pub(super) struct KeptEvent {
 const IS_FREE: usize = 1 << 16;
 
 impl Kept {
+    /// No tag.
+    pub(super) const fn none() -> Self {
+        let [size, align, checks] = [const { AtomicUsize::new(0) }; 3];
+        Self { seal: AtomicUsize::new(0), size, align, checks, events: [const { KeptEvent::none() }; 2] }
+    }
+
     fn write(&self, tag: &Tag) {
         let (size, align) = tag.requested;
         self.size.store(size, Relaxed);
@@ -93,7 +103,7 @@ impl Kept {
     }
 
     /// `None` where it is not as it was written.
-    fn read(&self) -> Option<Tag> {
+    pub(super) fn read(&self) -> Option<Tag> {
         let read = || {
             let checks = self.checks.load(Relaxed);
             Tag {
@@ -175,7 +185,18 @@ impl Room {
         let size = object.size().checked_next_multiple_of(align_of::<Kept>())?;
         let slot =
             Layout::from_size_align(left + size + RIGHT + size_of::<Kept>(), object.align().max(align_of::<Kept>()));
-        Some((Self { left, size }, slot.ok()?))
+        Some((Self { left, size, right: RIGHT }, slot.ok()?))
+    }
+
+    /// The room of an object of this layout at the end of as few pages as hold it, whose tag is elsewhere.
+    pub(super) fn at_the_end_of_pages(object: Layout) -> Option<Self> {
+        let size = object.size().max(1).checked_next_multiple_of(object.align())?;
+        Some(Self { left: size.checked_next_multiple_of(FRAME_SIZE)? - size, size, right: 0 })
+    }
+
+    /// Bytes of the slot, less its tag.
+    pub(super) fn bytes(self) -> usize {
+        self.left + self.size + self.right
     }
 
     /// The slot whose object is at `object`.
@@ -190,7 +211,16 @@ impl Room {
     /// It is one of a cache with this room, and not freed as long as this is used. To look at its bytes or change them, it
     /// must be the caller's alone, but for what the user of a dangling pointer writes; its tag may be read by anybody.
     pub(crate) unsafe fn slot(self, slot: *mut u8) -> Slot {
-        Slot { room: self, start: slot }
+        Slot { room: self, start: slot, kept: slot.wrapping_add(self.bytes()).cast() }
+    }
+
+    /// The same with a tag that is not behind the slot.
+    ///
+    /// # Safety
+    ///
+    /// As [`slot`](Self::slot); and the tag is there as long as this is used.
+    pub(super) unsafe fn slot_with(self, slot: *mut u8, tag: &Kept) -> Slot {
+        Slot { room: self, start: slot, kept: tag }
     }
 }
 
@@ -199,18 +229,32 @@ impl Room {
 pub(crate) struct Slot {
     room: Room,
     start: *mut u8,
+    kept: *const Kept,
 }
 
 impl Slot {
+    pub(crate) fn start(&self) -> *mut u8 {
+        self.start
+    }
+
     pub(crate) fn object(&self) -> *mut u8 {
         self.start.wrapping_add(self.room.left)
     }
 
+    /// Bytes that the largest object in it has.
+    pub(crate) fn size(&self) -> usize {
+        self.room.size
+    }
+
+    /// Those of the slot, less its tag.
+    pub(crate) fn addresses(&self) -> Range<usize> {
+        self.start.addr()..self.start.addr() + self.room.bytes()
+    }
+
     fn kept(&self) -> &Kept {
-        let tag = self.object().wrapping_add(self.room.size + RIGHT).cast::<Kept>();
-        // SAFETY: the tag is in the slot, aligned; `Room::slot` says that it is there. All its fields are atomic, and take
-        // any value.
-        unsafe { &*tag }
+        // SAFETY: the tag is in the slot, aligned, or elsewhere: who made this says that it is there. All its fields are
+        // atomic, and take any value.
+        unsafe { &*self.kept }
     }
 
     pub(crate) fn write_tag(&self, tag: &Tag) {
@@ -222,15 +266,29 @@ impl Slot {
         self.kept().read()
     }
 
+    /// Whether it is still divided so: a guarded object's is for each anew. Whoever has claimed it asks before it is used.
+    pub(crate) fn is_current(&self) -> bool {
+        let room_now = || {
+            let (size, align) = self.tag()?.requested;
+            Room::at_the_end_of_pages(Layout::from_size_align(size, align).ok()?)
+        };
+        self.room.right > 0 || room_now() == Some(self.room)
+    }
+
     /// Fills a slot that has never been used, so that all of it is initialised.
     pub(crate) fn initialise(&self) {
-        self.fill(self.start, self.room.left + self.room.size + RIGHT + size_of::<Kept>(), 0);
+        self.fill(self.start, self.room.bytes() + size_of::<Kept>(), 0);
+    }
+
+    /// Fills an object that has never been used.
+    pub(super) fn initialise_object(&self) {
+        self.fill(self.object(), self.room.size, 0);
     }
 
     /// Makes the room around an object of `size` bytes red.
     pub(crate) fn paint_red_zones(&self, size: usize) {
         self.fill(self.start, self.room.left, RED);
-        self.fill(self.object().wrapping_add(size), self.room.size + RIGHT - size, RED);
+        self.fill(self.object().wrapping_add(size), self.room.size + self.room.right - size, RED);
     }
 
     /// Fills an object of `size` bytes that is being allocated.
@@ -252,7 +310,7 @@ impl Slot {
     /// What was overwritten beside an object that was allocated with `size` bytes.
     pub(crate) fn damage_beside(&self, size: usize) -> Option<Damage> {
         let left = self.find_damage(-(self.room.left as isize), self.room.left, RED);
-        left.or_else(|| self.find_damage(size as isize, self.room.size + RIGHT - size, RED))
+        left.or_else(|| self.find_damage(size as isize, self.room.size + self.room.right - size, RED))
     }
 
     /// The same for one that was freed.
@@ -266,10 +324,10 @@ impl Slot {
     }
 
     fn fill(&self, start: *mut u8, bytes: usize, pattern: u32) {
-        for index in 0..bytes {
-            let byte = start.wrapping_add(index);
+        let block = block_at(start.addr(), pattern);
+        for offset in (0..bytes).step_by(BLOCK) {
             // SAFETY: the callers name parts of the slot, which is ours.
-            unsafe { byte.write(expected_at(byte.addr(), pattern)) };
+            unsafe { start.add(offset).copy_from_nonoverlapping(block.as_ptr(), BLOCK.min(bytes - offset)) };
         }
     }
 
@@ -278,9 +336,10 @@ impl Slot {
         let start = self.object().wrapping_offset(offset);
         // SAFETY: a part of the slot, which is initialised, and which nobody writes but the user of a dangling pointer.
         let found = unsafe { core::slice::from_raw_parts(start, bytes) };
-        let expected = |index| expected_at(start.addr() + index, pattern);
-        let at = found.iter().enumerate().position(|(index, byte)| *byte != expected(index))?;
-        Some(Damage::new(found, offset, at, expected(at)))
+        let expected = block_at(start.addr(), pattern);
+        let block = found.chunks(BLOCK).position(|block| *block != expected[..block.len()])? * BLOCK;
+        let at = block + found[block..].iter().zip(expected).position(|(byte, expected)| *byte != expected)?;
+        Some(Damage::new(found, offset, at, expected[at - block]))
     }
 }
 
@@ -292,7 +351,11 @@ fn free_pattern(checks: Checks) -> Option<u32> {
     checks.contains(Checks::POISON).then_some(FREED)
 }
 
-/// The byte of the pattern at an address.
-fn expected_at(address: usize, pattern: u32) -> u8 {
-    pattern.to_le_bytes()[address % 4]
+/// So many bytes are written and compared at a time, a multiple of the pattern's four.
+const BLOCK: usize = 64;
+
+/// The bytes of the pattern from an address on.
+fn block_at(address: usize, pattern: u32) -> [u8; BLOCK] {
+    let bytes = pattern.to_le_bytes();
+    core::array::from_fn(|index| bytes[(address + index) % 4])
 }

@@ -86,7 +86,7 @@ fn a_word_that_is_no_check_is_named() {
     assert_eq!(
         text,
         "`b` is no check; rules look like `dentry:redzone,poison;size-*:audit`, and the checks are redzone poison audit \
-         quarantine random zero zerofree all"
+         quarantine random zero zerofree guard all"
     );
     assert_eq!(format!("{:?}", Checks::RED_ZONE | Checks::ZERO), "redzone,zero");
     assert_eq!(format!("{:?}", Checks::NONE), "none");

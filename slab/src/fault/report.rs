@@ -37,7 +37,7 @@ pub(crate) type Caller = Option<&'static Location<'static>>;
 pub struct Report {
     /// What is wrong.
     pub fault: Fault,
-    /// What was given back, or the first byte that was overwritten.
+    /// What was given back, or the first byte that was overwritten, or what was to be read or written.
     pub pointer: *const u8,
     /// The cache that it is from, where it is in a slab.
     pub cache: Option<CacheName>,
@@ -126,8 +126,7 @@ impl Damage {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = if self.fault.is_bad_free() { "bad free of" } else { "damage at" };
-        write!(f, "kslab: {what} {:p}: {}\n  kind: {}", self.pointer, self.fault, self.fault.kind())?;
+        write!(f, "kslab: {} {:p}: {}\n  kind: {}", self.fault.deed(), self.pointer, self.fault, self.fault.kind())?;
         if let Some(cache) = self.cache {
             write!(f, "\n  cache: {cache}")?;
         }

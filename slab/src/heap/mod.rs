@@ -18,8 +18,8 @@ use core::panic::Location;
 use core::ptr::{self, NonNull};
 
 use crate::cache::{Caches, Core, LENT, Request, Round, USED};
-use crate::check::{Allocation, BadChecks, Logged, Site};
-use crate::fault::{Backtrace, CacheName, Caller, Fault, Handler};
+use crate::check::{Allocation, BadChecks, GuardPages, Logged, Site};
+use crate::fault::{Backtrace, CacheName, Caller, Fault, Handler, Report};
 use crate::frames::{Frame, Frames, Order, Owner};
 use crate::memory::FRAME_SIZE;
 use crate::platform::{Platform, in_nmi};
@@ -310,12 +310,12 @@ impl<P: Platform> Heap<P> {
     /// says that it is an object.
     fn find(&self, block: *mut u8, layout: Layout) -> Result<Found<'_, P>, Fault> {
         let wanted = Block::of(layout).ok_or(Fault::BadAddress)?;
+        if let Some(guarded) = self.caches.guard.around(block) {
+            return self.find_in_cache(block, guarded.cache, layout, wanted);
+        }
         let frame = self.frames().frame_of(block).ok_or(Fault::BadAddress)?;
         match self.frames().owner(frame) {
-            Owner::Slab { cache: id, .. } => match self.caches.class_by_id(id) {
-                Some(cache) => self.find_object(block, cache, wanted),
-                None => self.find_checked(block, id, layout),
-            },
+            Owner::Slab { cache: id, .. } => self.find_in_cache(block, id, layout, wanted),
             Owner::Pages(_) if self.frames().pointer(frame) != block => Err(Fault::BadBase),
             Owner::Pages(count) => {
                 let allocated = Block::Frames { count, alignment: Order::ZERO }.size();
@@ -330,8 +330,11 @@ impl<P: Platform> Heap<P> {
         }
     }
 
-    /// What is in a slab of no size class: of a class's twin, or else of another cache.
-    fn find_checked(&self, block: *mut u8, id: u32, layout: Layout) -> Result<Found<'_, P>, Fault> {
+    /// The same where it is of the cache with this number: a size class, a class's twin, or another.
+    fn find_in_cache(&self, block: *mut u8, id: u32, layout: Layout, wanted: Block) -> Result<Found<'_, P>, Fault> {
+        if let Some(cache) = self.caches.class_by_id(id) {
+            return self.find_object(block, cache, wanted);
+        }
         let Some(twin) = self.caches.class_twin(id) else {
             let owner = self.caches.name_of(id);
             return Err(Fault::WrongCache { freed: CacheName::first("the heap"), owner });
@@ -436,6 +439,23 @@ impl<P: Platform> Heap<P> {
     /// out.
     pub fn for_each_event(&self, visit: impl FnMut(&Logged)) {
         self.caches.log.for_each(&self.caches, self.frames().faults.last_event(), visit);
+    }
+
+    /// Has `pages` map guarded objects, those of caches with the check
+    /// [`GUARD`](crate::check::Checks::GUARD). `false`, and nothing done, where it has been called before, there are fewer
+    /// addresses than 16 KiB, or this heap is within another.
+    pub fn set_guard(&self, pages: &'static dyn GuardPages) -> bool {
+        self.caches.guard.set(pages)
+    }
+
+    /// What a page fault at `address` was, for its handler to say: an access beside a guarded object, or after its free.
+    /// `None` where no guarded object was ever near.
+    ///
+    /// It may be called in any context. It allocates nothing, and waits for no lock for long: where the registry of caches
+    /// is locked for good, the name of the cache is missing. The objects of a cache that has ended have none either.
+    #[cold]
+    pub fn explain(&self, address: usize) -> Option<Report> {
+        self.caches.explain(address)
     }
 
     /// Calls `visit` with every object that was allocated with checks and is not free, in no order and with no lock held.

@@ -33,6 +33,8 @@ pub(crate) enum Level {
     Slabs,
     /// The freed objects that wait.
     Quarantine,
+    /// The free places for guarded objects.
+    Guard,
     /// The zones of page frames, from the lowest up.
     Zone0,
     /// The second.
@@ -184,7 +186,7 @@ mod imp {
 
     impl Level {
         #[cfg(all(not(test), target_os = "none"))]
-        pub(crate) const ALL: [Self; 10] = [
+        pub(crate) const ALL: [Self; 11] = [
             Self::Registry,
             Self::Reclaim,
             Self::Reserve,
@@ -192,6 +194,7 @@ mod imp {
             Self::Depot,
             Self::Slabs,
             Self::Quarantine,
+            Self::Guard,
             Self::Zone0,
             Self::Zone1,
             Self::Zone2,
@@ -206,6 +209,7 @@ mod imp {
                 Self::Depot => "depot",
                 Self::Slabs => "slab list",
                 Self::Quarantine => "quarantine",
+                Self::Guard => "guarded objects",
                 Self::Zone0 => "zone 0",
                 Self::Zone1 => "zone 1",
                 Self::Zone2 => "zone 2",

@@ -8,6 +8,7 @@ mod checks;
 mod collections;
 mod cpus;
 mod frames;
+mod guard;
 mod heap;
 mod heaps;
 #[cfg(debug_assertions)]
