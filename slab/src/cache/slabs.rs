@@ -253,15 +253,18 @@ impl<P: Platform> Slabs<P> {
         (self.first_of(frames, frames.pointer(first))? == first).then(|| unsafe { self.slab(frames, first) })
     }
 
-    /// Takes objects back whose slots are [`CACHED`], all with one hold of the lock. What is no such object is reported
-    /// when the others are back.
-    pub(crate) fn put(&self, shared: &Caches<P>, objects: impl IntoIterator<Item = *mut u8>, constructed: bool) {
+    /// Takes up to 64 objects back whose slots are [`CACHED`], all with one hold of the lock. Those that are no such objects
+    /// are reported when the others are back.
+    pub(crate) fn put<I>(&self, shared: &Caches<P>, objects: I, constructed: bool)
+    where
+        I: IntoIterator<Item = *mut u8> + Clone,
+    {
         let frames = shared.frames();
-        let mut bad = None;
+        let mut bad = 0_u64;
         let mut state = self.state.lock();
-        for object in objects {
+        for (index, object) in objects.clone().into_iter().enumerate() {
             let Some((first, slab, slot)) = self.locate_cached(frames, object) else {
-                bad = Some(object);
+                bad |= 1 << index;
                 continue;
             };
             if !slab.is_sound() || slab.used() == 0 || state.numbers.taken == 0 {
@@ -277,8 +280,9 @@ impl<P: Platform> Slabs<P> {
         drop(state);
         self.release_all(shared, surplus);
         self.report_damage(shared);
-        if let Some(object) = bad {
-            shared.report(Fault::BadRound, object, None);
+        if bad != 0 {
+            let objects = objects.into_iter().enumerate().filter(|(index, _)| bad & 1 << index != 0);
+            objects.for_each(|(_, object)| shared.report(Fault::BadRound, object, None));
         }
     }
 

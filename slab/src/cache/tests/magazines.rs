@@ -6,6 +6,7 @@ use super::*;
 use crate::Broken;
 use crate::cache::Round;
 use crate::cache::USED;
+use crate::fault::OnFault;
 use crate::testing::{full_report_of, report_of};
 
 /// Objects of 256 bytes have magazines of 15 rounds at first.
@@ -495,4 +496,20 @@ fn row_5_an_object_in_two_rounds_is_handed_out_once() {
         assert!(magazine.push(round) && magazine.push(round));
     });
     assert!(report.contains(": not a free object, but in a magazine"), "{report}");
+}
+
+#[test]
+fn row_5_each_object_in_two_rounds_is_reported_when_they_go_back_together() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = cache(&heap);
+    heap.set_fault_handler(Some(|_| OnFault::KeepOut));
+    cycle(&cache, 5);
+    cache.existing().unwrap().magazines.with_loaded(|magazine| {
+        let [one, two] = [(); 2].map(|()| magazine.pop().unwrap());
+        [one, two, two, one].into_iter().for_each(|round| assert!(magazine.push(round)));
+    });
+    cache.shrink();
+    assert_eq!(heap.faults(), 2);
+    heap.verify().unwrap();
 }
