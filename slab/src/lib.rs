@@ -86,11 +86,13 @@
 //! | quarantined | nobody; it was freed with checks, and waits |
 //! | kept | nobody, for good: something wrote over it |
 //!
-//! A byte outside the object says which, and is set and tested at each step. A free looks at it and
-//! changes it with interrupts off, but by no locked instruction: of two CPUs that free one object within the same few
-//! instructions both may succeed, and the second is reported when it has handed the object out again, or given it to its
-//! slab. Without checks the allocator never writes into an object,
-//! neither while it is used nor while it is free: what a constructor or a user leaves there stays.
+//! A byte outside the object says which, and is set and tested at each step. Without checks the allocator never writes into
+//! an object, neither while it is used nor while it is free: what a constructor or a user leaves there stays.
+//!
+//! In a release build an allocation and its free take 94 instructions, 35 of them for the refusal of bad frees and of
+//! overwritten magazines; where what was allocated last is not freed first, 135 and 75; above 512 bytes, or in another than
+//! the largest range of memory, 204 then. `cargo bench --manifest-path slab/bench/Cargo.toml --bench instructions` counts
+//! them, through `GlobalAlloc` and with no interrupts to disable; the share is what they are more than without those lines.
 //!
 //! ## The frame record
 //!
@@ -131,6 +133,9 @@
 //! - 64-bit machines, 4 KiB pages, memory below 16 TiB, all of it mapped at one offset; or ranges of virtual addresses that
 //!   lie within 8 TiB of the first.
 //! - A block of the heap has at most 1 GiB, an object of a cache at most 4 MiB.
+//! - A free looks at the state of its object and changes it with interrupts off, but by no locked instruction, which would
+//!   cost more than all else. Of two CPUs that free one object within the same few instructions both may succeed. Then the
+//!   second is reported when it hands the object out or gives it to its slab; in between the object can have two owners.
 //! - A heap with less than 1 MiB, or 64 KiB a CPU, has no magazines: what they hold would be missed.
 //! - Magazines of other CPUs are given up when those CPUs next free something or call [`Heap::maintain`], not at once: an
 //!   idle CPU should call it now and then, or be made to by an out-of-memory hook. How much that can be is bounded by two

@@ -7,9 +7,12 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::env;
 use std::hint::black_box;
 use std::process::{Command, ExitCode};
+use std::ptr::NonNull;
 
-use kslab::Heap;
+use kslab::check::GuardPages;
+use kslab::memory::FRAME_SIZE;
 use kslab::platform::Platform;
+use kslab::{Frame, Heap};
 
 /// A machine with one CPU and no interrupts: what is counted is the allocator's own.
 struct OneCpu;
@@ -25,6 +28,29 @@ unsafe impl Platform for OneCpu {
 
 static HEAP: Heap<OneCpu> = Heap::new();
 
+/// Memory that is there all the time: what mapping costs is not counted.
+struct Mapped(NonNull<u8>);
+
+const GUARDED: usize = 24 << 20;
+
+// SAFETY: it is only given away.
+unsafe impl Sync for Mapped {}
+
+// SAFETY: the memory is nobody else's, and stays.
+unsafe impl GuardPages for Mapped {
+    fn addresses(&self) -> (NonNull<u8>, usize) {
+        (self.0, GUARDED)
+    }
+
+    fn map(&self, _: NonNull<u8>, _: Frame, _: usize) -> bool {
+        true
+    }
+
+    fn unmap(&self, _: NonNull<u8>, _: usize) -> bool {
+        true
+    }
+}
+
 const MEMORY: usize = 64 << 20;
 /// Pairs of the shorter of two runs, in which everything is made that is made once; and of both, the difference.
 const FIRST: usize = 2_000;
@@ -32,7 +58,7 @@ const MORE: usize = 10_000;
 /// Objects at once, where they are freed in the order of their allocation.
 const AT_ONCE: usize = 5;
 /// Objects whose bytes are counted.
-const OBJECTS: usize = 10_000;
+const OBJECTS: usize = 1_000;
 
 /// What is measured.
 struct Workload {
@@ -48,7 +74,7 @@ const fn workload(name: &'static str, size: usize, in_order: bool, checks: &'sta
     Workload { name, size, in_order, checks }
 }
 
-const WORKLOADS: [Workload; 14] = [
+const WORKLOADS: [Workload; 15] = [
     workload("none: the loop alone", 0, false, ""),
     workload("64 bytes", 64, false, ""),
     workload("64 bytes, in order", 64, true, ""),
@@ -59,6 +85,7 @@ const WORKLOADS: [Workload; 14] = [
     workload("64 bytes, audit", 64, false, "*:audit"),
     workload("64 bytes, quarantine", 64, false, "*:quarantine"),
     workload("64 bytes, random", 64, false, "*:random"),
+    workload("64 bytes, guard", 64, false, "*:guard"),
     workload("64 bytes, zero", 64, false, "*:zero"),
     workload("64 bytes, zerofree", 64, false, "*:zerofree"),
     workload("64 bytes, all", 64, false, "*:all"),
@@ -99,6 +126,11 @@ fn set_up(workload: &Workload) {
     let memory = vec![0_u64; MEMORY / 8].leak();
     // SAFETY: the memory is the heap's alone from now on.
     unsafe { HEAP.init_range(memory.as_mut_ptr().cast(), MEMORY) }.expect("memory for a heap");
+    if workload.checks.contains("guard") {
+        let memory = vec![0_u8; GUARDED + FRAME_SIZE].leak().as_mut_ptr();
+        let start = NonNull::new(memory.wrapping_add(memory.align_offset(FRAME_SIZE))).expect("memory");
+        assert!(HEAP.set_guard(Box::leak(Box::new(Mapped(start)))));
+    }
     HEAP.set_checks(workload.checks).expect("checks");
 }
 
