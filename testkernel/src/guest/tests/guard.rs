@@ -286,7 +286,7 @@ fn guarded_objects_are_allocated_and_freed_on_every_cpu_and_leave_nothing() {
             }
         }
     }
-    HEAP.set_checks("size-*:guard/2,redzone,poison").expect("rules");
+    HEAP.set_checks("size-3*:guard/2,redzone,poison").expect("rules");
     let settled = || {
         // Interrupts are off there: so nothing is unmapped by that.
         on_each(|_| work(), 0);
@@ -298,7 +298,7 @@ fn guarded_objects_are_allocated_and_freed_on_every_cpu_and_leave_nothing() {
     let threads = cpus::online().map(|cpu| threads::spawn_on(cpu, "worker", 16 * PAGE, work).expect("memory"));
     threads.collect::<Vec<_>>().into_iter().for_each(|thread| thread.join());
     assert_eq!(HEAP.check_objects(), 0);
-    HEAP.set_checks("size-*:none").expect("rules");
+    HEAP.set_checks("size-3*:none").expect("rules");
     let after = merged_stats().free;
     assert!(after + 8 >= before, "{before} page frames were free, {after} are");
     assert_eq!(HEAP.verify(), Ok(()));

@@ -77,6 +77,8 @@ fn the_last_megabytes_of_memory_are_used() {
 
 /// Page tables that the kernel may have made for stacks and devices.
 const TABLES: usize = 8;
+/// The table of guarded objects, and their page tables.
+const GUARDED: usize = 48 + 9;
 
 test!(at_least_99_percent_of_usable_memory_can_be_allocated);
 fn at_least_99_percent_of_usable_memory_can_be_allocated() {
@@ -84,8 +86,8 @@ fn at_least_99_percent_of_usable_memory_can_be_allocated() {
     let blocks = take_all();
     let allocated: usize = blocks.iter().map(|(_, order)| order.frames() as usize).sum();
     give_back(blocks);
-    // Each cache has a cache line for every CPU that there can be, which is much of 32 MiB; and page tables stay.
-    let places = HEAP.cache_stats().count() * cpus::MAX * 64 / PAGE + TABLES;
+    // Each cache has a cache line for every CPU that there can be, which is much of 32 MiB; and tables stay.
+    let places = HEAP.cache_stats().count() * cpus::MAX * 64 / PAGE + TABLES + GUARDED;
     assert!((allocated + places) * 100 >= usable * 99, "{allocated} of {usable} frames");
 }
 
