@@ -2,7 +2,7 @@
 //!
 //! A segment of one to [`MOST`] quanta that is freed goes into a magazine of its size, and comes from there: with no
 //! lock, and no search, split or merge. For the arena it stays allocated meanwhile. A round is the segment's first
-//! integer in the shape of a pointer, which is never followed; it has no number.
+//! integer in the shape of a pointer, which is never followed.
 
 #![deny(unsafe_code)]
 
@@ -59,7 +59,7 @@ impl<P: Platform> QuantumCaches<P> {
         flush: impl Fn(u64, u64),
     ) -> bool {
         let Some(cache) = self.of(size, quantum) else { return false };
-        let round = Round::new(without_provenance_mut(start as usize), 0);
+        let round = Round { object: without_provenance_mut(start as usize), ..Round::NONE };
         cache.put(shared, round, |rounds| flush_all(rounds, size, &flush)).is_ok()
     }
 

@@ -172,7 +172,7 @@ impl<P: Platform> Core<P> {
         }
         let round = self.magazines.pop().ok_or(None)?;
         self.injection.count();
-        let marked = self.slabs.mark(shared.frames(), round, USED) == Some(true);
+        let marked = self.slabs.mark(shared.frames(), round, USED);
         NonNull::new(round.object).filter(|_| marked).ok_or(Some(round))
     }
 
@@ -194,7 +194,7 @@ impl<P: Platform> Core<P> {
     #[inline]
     fn free_here(&self, shared: &Caches<P>, object: *mut u8) -> Outcome {
         let Some(cpu) = self.magazines.here() else { return Outcome::Untouched };
-        if cpu.push_again(object, self.slabs.epoch(), |number| self.slabs.take_back(shared.frames(), number)) {
+        if cpu.push_again(object, self.slabs.epoch(), |round| self.slabs.take_back(shared.frames(), round)) {
             return Outcome::Kept;
         }
         self.free_near(shared, cpu, object)
@@ -356,11 +356,7 @@ impl<P: Platform> Core<P> {
     /// Marks an object that this CPU has for itself as allocated. What is no such object is reported, and left alone.
     #[inline]
     pub(crate) fn hand_out(&self, shared: &Caches<P>, round: Round, state: u8) -> Option<NonNull<u8>> {
-        if self
-            .slabs
-            .mark(shared.frames(), round, state)
-            .unwrap_or_else(|| self.slabs.mark_far(shared.frames(), round, state))
-        {
+        if self.slabs.mark(shared.frames(), round, state) {
             return NonNull::new(round.object);
         }
         shared.report(Fault::BadRound, round.object, None);
@@ -564,7 +560,9 @@ impl<P: Platform> Core<P> {
     /// Checks the invariants of the slabs and of the magazines.
     pub(crate) fn verify(&self, shared: &Caches<P>) -> Result<(), Broken> {
         self.slabs.verify(shared.frames())?;
-        let magazines = self.magazines.verify(|round| self.state_of(shared, round.object) == Ok(CACHED));
+        let magazines = self.magazines.verify(|round| {
+            self.slabs.is_sound(shared.frames(), round) && self.state_of(shared, round.object) == Ok(CACHED)
+        });
         magazines.map_err(|what| Broken::Cache { id: self.slabs.id, what })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A round is a constructed, free object, and where the state of its slot is; an arena's is an integer in the shape of one.
 
-use crate::sync::{AtomicPtr, AtomicU32, Ordering::Relaxed};
+use crate::sync::{AtomicPtr, AtomicU8, AtomicU32, Ordering::Relaxed};
 use core::ptr::NonNull;
 
 use super::shared::Caches;
@@ -22,29 +22,17 @@ struct Body {
 
 const _: () = assert!(size_of::<Body>() == size_of::<Round>());
 
-/// An object, and a number that its cache knows it by.
-///
-/// The number is kept mixed with the address, so that it is out of range where something has overwritten one of the two, or
-/// both with the same.
+/// An object, and the state of its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct Round {
     pub(crate) object: *mut u8,
-    mixed: usize,
+    pub(crate) state: *const AtomicU8,
 }
 
 impl Round {
-    const NONE: Self = Self { object: core::ptr::null_mut(), mixed: 0 };
-
-    #[inline]
-    pub(crate) fn new(object: *mut u8, number: usize) -> Self {
-        Self { object, mixed: !(object.addr() ^ number) }
-    }
-
-    #[inline]
-    pub(crate) fn number(self) -> usize {
-        !(self.object.addr() ^ self.mixed)
-    }
+    /// No round.
+    pub(crate) const NONE: Self = Self { object: core::ptr::null_mut(), state: core::ptr::null() };
 }
 
 /// A magazine that the holder of this owns.
@@ -90,17 +78,17 @@ impl Magazine {
         has_room
     }
 
-    /// Puts the round back that was taken out last, if it is that of `object` and `may` says so of its number. The rounds
+    /// Puts the round back that was taken out last, if it is that of `object` and `may` says so. The rounds
     /// behind the last one are initialised.
     #[inline]
-    fn push_again(&self, object: *mut u8, may: impl FnOnce(usize) -> bool) -> bool {
+    fn push_again(&self, object: *mut u8, may: impl FnOnce(Round) -> bool) -> bool {
         let rounds = self.len();
         if rounds >= self.capacity() {
             return false;
         }
         // SAFETY: `rounds` is less than the magazine has room for.
         let last = unsafe { self.slot(rounds).read() };
-        let pushed = core::ptr::eq(last.object, object) && may(last.number());
+        let pushed = core::ptr::eq(last.object, object) && may(last);
         if pushed {
             self.body().rounds.store(rounds as u32 + 1, Relaxed);
         }
@@ -240,9 +228,9 @@ impl Place {
         self.magazine().pop()
     }
 
-    /// Puts the round of `object` back that was taken out last, if it is that one and `may` says so of its number.
+    /// Puts the round of `object` back that was taken out last, if it is that one and `may` says so.
     #[inline]
-    pub(super) fn push_again(&self, object: *mut u8, may: impl FnOnce(usize) -> bool) -> bool {
+    pub(super) fn push_again(&self, object: *mut u8, may: impl FnOnce(Round) -> bool) -> bool {
         self.magazine().push_again(object, may)
     }
 

@@ -392,12 +392,12 @@ impl Cpu {
         pushed
     }
 
-    /// Keeps the round of `object` again, if it is the one that was taken last, and `may` says so of its number. `epoch`
+    /// Keeps the round of `object` again, if it is the one that was taken last, and `may` says so. `epoch`
     /// changes when what is known of rounds that were taken is to be forgotten; it is never [`NEVER`].
     ///
     /// What is allocated last is often freed first, and then this spares the free to find out about the object.
     #[inline]
-    pub(super) fn push_again(&self, object: *mut u8, epoch: u32, may: impl FnOnce(usize) -> bool) -> bool {
+    pub(super) fn push_again(&self, object: *mut u8, epoch: u32, may: impl FnOnce(Round) -> bool) -> bool {
         if self.known.load(Relaxed) != epoch {
             self.forget(epoch);
             return false;

@@ -308,7 +308,7 @@ impl<'a, P: Platform> Cache<'a, P> {
     /// As [`free`](Self::free), for each.
     #[track_caller]
     pub unsafe fn free_bulk(&self, mut objects: &[NonNull<u8>]) {
-        let mut batch = [Round::new(core::ptr::null_mut(), 0); BATCH];
+        let mut batch = [Round::NONE; BATCH];
         while !objects.is_empty() {
             let (mut taken, mut refused) = (0, None);
             for &object in &objects[..objects.len().min(BATCH)] {

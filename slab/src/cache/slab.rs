@@ -133,19 +133,18 @@ impl<'a> Slab<'a> {
         }
     }
 
-    /// Bytes from the header to the states.
-    pub(crate) const STATES: usize = size_of::<Header>();
-
-    /// The slot whose object starts `offset` bytes after the slab's start.
+    /// The state of the slot whose object starts `offset` bytes after the slab's start.
     ///
     /// # Safety
     ///
     /// As [`at`](Self::at), of the slab with this header.
     #[inline]
-    pub(crate) unsafe fn slot_at(header: *mut u8, geometry: &Geometry, offset: usize) -> Option<usize> {
+    pub(crate) unsafe fn state_at(header: *mut u8, geometry: &Geometry, offset: usize) -> Option<&'a AtomicU8> {
         // SAFETY: `create` has written it, and nobody makes an exclusive reference to it.
         let colour = unsafe { &*header.cast::<Header>() }.colour.load(Relaxed) as usize;
-        geometry.slot_at(offset.wrapping_sub(colour))
+        let slot = geometry.slot_at(offset.wrapping_sub(colour))?;
+        // SAFETY: as above; there is a state for each slot.
+        Some(unsafe { &*header.add(size_of::<Header>() + slot).cast() })
     }
 
     /// Takes a free slot: the object, and whether it is constructed. Which one, `random` says; 0 for the first.

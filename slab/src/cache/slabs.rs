@@ -384,24 +384,20 @@ impl<P: Platform> Slabs<P> {
 
     /// The round for an object that is not free, and the state of its slot; `None` as above, or where only
     /// [`round_of`](Self::round_of) can say.
-    ///
-    /// The number of a round is where in the largest range of memory that state is, or none.
     #[inline]
     pub(crate) fn round_near(&self, frames: &Frames<P>, object: *mut u8) -> Option<(Round, &AtomicU8)> {
         let (offset, memory) = frames.offset_in_slab(object, self.near)?;
         let start = offset & !(FRAME_SIZE - 1);
-        let header = start + self.geometry.header_offset;
+        let header = memory.wrapping_add(start + self.geometry.header_offset);
         // SAFETY: the record says that it is a slab of this cache, one frame with its header in it.
-        let slot = unsafe { Slab::slot_at(memory.wrapping_add(header), &self.geometry, offset - start) }?;
-        let place = header + Slab::STATES + slot;
-        // SAFETY: as above; there is a state for each slot.
-        Some((Round::new(object, place), unsafe { &*memory.wrapping_add(place).cast() }))
+        let state = unsafe { Slab::state_at(header, &self.geometry, offset - start) }?;
+        Some((Round { object, state }, state))
     }
 
     /// The same for any object.
     pub(crate) fn round_of(&self, frames: &Frames<P>, object: *mut u8) -> Option<(Round, &AtomicU8)> {
         let state = self.state(frames, object)?;
-        Some((Round::new(object, frames.offset_of(core::ptr::from_ref(state).cast())), state))
+        Some((Round { object, state }, state))
     }
 
     /// Another number when slabs have gone back: what was known of an object that is not in use may be wrong from then on.
@@ -410,29 +406,26 @@ impl<P: Platform> Slabs<P> {
         self.epoch.load(Relaxed)
     }
 
-    /// Takes the slot whose state is at this number from its user, if it has one.
+    /// Takes the object of a round from its user, if it is in use. Interrupts are off.
     #[inline]
-    pub(crate) fn take_back(&self, frames: &Frames<P>, number: usize) -> bool {
-        let Some(place) = frames.pointer_at(number) else { return false };
-        // SAFETY: as in `mark`.
-        take_back(unsafe { &*place.cast() }, USED)
+    pub(crate) fn take_back(&self, frames: &Frames<P>, round: Round) -> bool {
+        // SAFETY: the slab is still there, says the epoch, and the state in it.
+        self.is_sound(frames, round) && take_back(unsafe { &*round.state }, USED)
     }
 
     /// Marks the object of a round, which this CPU has for itself, as allocated: its slot has the state `state` then. `false`
-    /// where it is no such object, or something has written over the round; `None` where only [`mark_far`](Self::mark_far) can
-    /// say.
+    /// where it is no such object.
     #[inline]
-    pub(crate) fn mark(&self, frames: &Frames<P>, round: Round, state: u8) -> Option<bool> {
-        let place = frames.pointer_at(round.number())?;
-        // SAFETY: the object is not free, so its slab stays, and the number is where the state is. That of a round which
-        // something has written over leads to a byte of memory all the same, which is only read unless it says `CACHED`.
-        Some(mark(unsafe { &*place.cast() }, state))
+    pub(crate) fn mark(&self, frames: &Frames<P>, round: Round, state: u8) -> bool {
+        // SAFETY: the object is not free, so its slab stays, and the state in it.
+        self.is_sound(frames, round) && mark(unsafe { &*round.state }, state)
     }
 
-    /// The same for any round.
-    #[cold]
-    pub(crate) fn mark_far(&self, frames: &Frames<P>, round: Round, state: u8) -> bool {
-        self.state(frames, round.object).is_some_and(|slot| mark(slot, state))
+    /// Whether nothing has written over a round. Debug builds look; others believe it, which spares them half of the work.
+    #[inline]
+    pub(crate) fn is_sound(&self, frames: &Frames<P>, round: Round) -> bool {
+        !cfg!(debug_assertions)
+            || self.state(frames, round.object).is_some_and(|state| core::ptr::eq(state, round.state))
     }
 
     fn first_of(&self, frames: &Frames<P>, object: *const u8) -> Option<Frame> {

@@ -144,18 +144,6 @@ impl<P> Frames<P> {
         self.records.direct(pointer, |record| record.is_of(owner))
     }
 
-    /// Where `pointer` points to in that range, or nothing that is in it.
-    #[inline]
-    pub(crate) fn offset_of(&self, pointer: *const u8) -> usize {
-        self.records.direct(pointer, |_| true).map_or(usize::MAX, |(offset, _)| offset)
-    }
-
-    /// What is there in the largest range of memory.
-    #[inline]
-    pub(crate) fn pointer_at(&self, offset: usize) -> Option<*mut u8> {
-        self.records.direct_pointer(offset)
-    }
-
     /// Why a free of `pointer` is wrong, where no allocation starts there.
     #[cold]
     pub(crate) fn fault_of(&self, pointer: *const u8) -> Fault {

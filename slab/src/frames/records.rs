@@ -137,12 +137,6 @@ impl Records {
         there.then_some((offset, start))
     }
 
-    /// What is at an offset that [`direct`](Self::direct) returned; `None` where it cannot have.
-    #[inline]
-    pub(crate) fn direct_pointer(&self, offset: usize) -> Option<*mut u8> {
-        (offset < self.bytes.load(Acquire)).then(|| self.start.load(Relaxed).wrapping_add(offset))
-    }
-
     /// The record of `frame`; `None` where nothing near it was ever managed.
     #[inline]
     pub(crate) fn get(&self, frame: Frame) -> Option<&Record> {

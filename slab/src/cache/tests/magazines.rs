@@ -415,12 +415,10 @@ fn row_29_a_magazine_that_was_overwritten_is_reported_and_what_it_held_not_hande
         assert!(expected, "{rounds} of {capacity}: {report}");
     }
     let wrong = core::ptr::without_provenance_mut::<u8>(0x4141_4140);
-    let rounds: [fn(Round, *mut u8) -> Round; 3] = [
-        |round, wrong| Round::new(wrong, !round.number()),
-        |_, wrong| Round::new(wrong, usize::MAX),
-        |_, wrong| Round::new(wrong, 1 << 40),
-    ];
-    for overwritten in rounds {
+    let rounds: [fn(Round, *mut u8) -> Round; 2] =
+        [|round, wrong| Round { object: wrong, ..round }, |_, wrong| Round { object: wrong, state: wrong.cast() }];
+    // Other builds believe what is in a magazine.
+    for overwritten in rounds.into_iter().filter(|_| cfg!(debug_assertions)) {
         let report = found_after(|magazine| {
             let round = magazine.pop().unwrap();
             magazine.push(overwritten(round, wrong));
