@@ -13,7 +13,10 @@
 //! It reads the CPU's number, goes to the CPU's own cache line, and pushes or pops a round of the loaded magazine; all of it
 //! with interrupts off, for the reasons that [`platform`](crate::platform) gives. It writes the CPU's line and its loaded
 //! magazine, which is the CPU's alone, and reads only what hardly ever changes: the table of the CPUs, whether the layer
-//! is on. So it takes no lock, and no line that another CPU writes. The layer above sets the state of the object's slot,
+//! is on, the epoch of the slabs. So it takes no lock, and no line that another CPU writes. A round that was popped stays
+//! behind the last one: a free of its object, if that is the next, takes it back as it is and spares itself to find the
+//! slot. That holds as long as no slab of the cache has gone back since, which the *epoch* says, and no other magazine has
+//! become the loaded one. The layer above sets the state of the object's slot,
 //! a byte beside those of its neighbours in the slab, which as a rule are this CPU's too: see *home* in
 //! [`slabs`](super::slabs).
 //!
