@@ -116,6 +116,11 @@ fn row_5_of_two_cpus_that_free_one_object_one_is_reported() {
 }
 
 #[test]
+fn row_5_two_cpus_with_one_number_lose_the_report() {
+    fails_with(EveryOrder, Bug::OneNumber, two_free_one_object);
+}
+
+#[test]
 fn row_5_of_two_cpus_that_free_one_run_of_frames_one_is_reported() {
     holds(EveryOrder, two_free_one_run);
 }
