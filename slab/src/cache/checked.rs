@@ -31,10 +31,6 @@ impl<P> Core<P> {
         Checks::from_bits(self.checks.load(Relaxed))
     }
 
-    pub(super) fn set_checks(&self, checks: Checks) {
-        self.checks.store(checks.bits(), Relaxed);
-    }
-
     /// The cache of the objects with checks, once there is one.
     #[inline]
     pub(crate) fn twin(&self) -> Option<&Self> {
@@ -44,6 +40,11 @@ impl<P> Core<P> {
 }
 
 impl<P: Platform> Core<P> {
+    pub(super) fn set_checks(&self, checks: Checks) {
+        self.checks.store(checks.bits(), Relaxed);
+        self.magazines.set_closed(!checks.is_empty());
+    }
+
     /// An object with this cache's checks.
     #[cold]
     pub(crate) fn allocate_with_checks(
@@ -268,7 +269,7 @@ impl<P: Platform> Core<P> {
         } else if checks.contains(Checks::QUARANTINE) {
             self.let_wait(shared, start, state);
         } else {
-            self.slabs.put(shared, [start], true);
+            self.release(self.slabs.put(shared, [start], true));
         }
         Ok(())
     }
@@ -302,7 +303,7 @@ impl<P: Platform> Core<P> {
             spin_loop();
         }
         match damage_of_free(&slot) {
-            None => self.slabs.put(shared, [start], true),
+            None => _ = self.release(self.slabs.put(shared, [start], true)),
             Some(damage) => {
                 state.store(KEPT, Relaxed);
                 shared.report_damage(slot.object(), damage, None);

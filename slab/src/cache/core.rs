@@ -13,8 +13,8 @@ use super::geometry::Geometry;
 use super::magazine::Round;
 use super::magazines::{self, Cpu, Magazines};
 use super::shared::Caches;
-use super::slab::{CACHED, USED, take_back};
-use super::slabs::{Lifecycle, Slabs};
+use super::slab::{CACHED, USED, change};
+use super::slabs::{Leaving, Lifecycle, Slabs};
 use crate::check::Room;
 use crate::fault::{CacheName, Caller, Fault};
 use crate::inject::Injection;
@@ -163,17 +163,21 @@ impl<P> Core<P> {
 }
 
 impl<P: Platform> Core<P> {
-    /// An object that this CPU has at hand, where there is nothing to do but to hand it out. `Err` where there is more to do;
-    /// with a round that is to be handed out, or is none.
+    /// An object that this CPU has at hand, where there is nothing to do but to hand it out.
     #[inline]
-    pub(crate) fn allocate_at_hand(&self, shared: &Caches<P>) -> Result<NonNull<u8>, Option<Round>> {
-        if !self.checks().is_empty() || self.injection.is_armed() {
-            return Err(None);
+    pub(crate) fn allocate_at_hand(&self, shared: &Caches<P>) -> Option<NonNull<u8>> {
+        if self.injection.is_armed() {
+            return None;
         }
-        let round = self.magazines.pop().ok_or(None)?;
+        let mark = |round| self.slabs.change(shared.frames(), round, CACHED, USED);
+        let round = {
+            // So that on this CPU nothing comes between.
+            let _interrupts = Interrupts::<P>::disable();
+            self.magazines.at_hand()?.pop_if(mark)?
+        };
         self.injection.count();
-        let marked = self.slabs.mark(shared.frames(), round, USED);
-        NonNull::new(round.object).filter(|_| marked).ok_or(Some(round))
+        // SAFETY: an object is somewhere.
+        Some(unsafe { NonNull::new_unchecked(round.object) })
     }
 
     /// Frees an object in use, and says whether it was one. If not, nothing has changed.
@@ -193,8 +197,8 @@ impl<P: Platform> Core<P> {
 
     #[inline]
     fn free_here(&self, shared: &Caches<P>, object: *mut u8) -> Outcome {
-        let Some(cpu) = self.magazines.here() else { return Outcome::Untouched };
-        if cpu.push_again(object, self.slabs.epoch(), |round| self.slabs.take_back(shared.frames(), round)) {
+        let Some(cpu) = self.magazines.at_hand() else { return Outcome::Untouched };
+        if cpu.push_again(object, |round| self.slabs.change(shared.frames(), round, USED, CACHED)) {
             return Outcome::Kept;
         }
         self.free_near(shared, cpu, object)
@@ -204,7 +208,7 @@ impl<P: Platform> Core<P> {
     fn free_near(&self, shared: &Caches<P>, cpu: &Cpu, object: *mut u8) -> Outcome {
         match self.slabs.round_near(shared.frames(), object) {
             None => Outcome::Untouched,
-            Some((_, slot)) if !take_back(slot, USED) => Outcome::Refused,
+            Some((_, slot)) if !change(slot, USED, CACHED) => Outcome::Refused,
             Some((round, _)) if cpu.push(round) => Outcome::Kept,
             Some(_) => Outcome::Taken,
         }
@@ -218,7 +222,7 @@ impl<P: Platform> Core<P> {
             Outcome::Refused => return false,
             Outcome::Taken => {
                 if let Some(round) = self.round_of(shared, object) {
-                    self.keep_elsewhere(shared, round);
+                    self.keep(shared, round);
                 }
             }
             Outcome::Untouched => match self.take_back(shared, object, USED) {
@@ -344,7 +348,7 @@ impl<P: Platform> Core<P> {
                 self.0();
             }
         }
-        let undo = Undo(|| self.slabs.put(shared, [slot], false));
+        let undo = Undo(|| _ = self.release(self.slabs.put(shared, [slot], false)));
         // SAFETY: the object is as large and aligned as its constructor was told, and nobody else's.
         let constructed = unsafe { (lifecycle.init)(object) };
         if constructed.is_ok() {
@@ -356,7 +360,7 @@ impl<P: Platform> Core<P> {
     /// Marks an object that this CPU has for itself as allocated. What is no such object is reported, and left alone.
     #[inline]
     pub(crate) fn hand_out(&self, shared: &Caches<P>, round: Round, state: u8) -> Option<NonNull<u8>> {
-        if self.slabs.mark(shared.frames(), round, state) {
+        if self.slabs.change(shared.frames(), round, CACHED, state) {
             return NonNull::new(round.object);
         }
         shared.report(Fault::BadRound, round.object, None);
@@ -397,7 +401,7 @@ impl<P: Platform> Core<P> {
         };
         let taken = {
             let _interrupts = Interrupts::<P>::disable();
-            take_back(slot, state)
+            change(slot, state, CACHED)
         };
         if taken { Ok(round) } else { Err(self.refusal(shared, object, Some(slot.load(Relaxed)))) }
     }
@@ -415,20 +419,7 @@ impl<P: Platform> Core<P> {
 
     /// Puts an object that is out of its slab and nobody's into a magazine, or else into its slab.
     pub(super) fn keep(&self, shared: &Caches<P>, round: Round) {
-        let pushed = {
-            let _interrupts = Interrupts::<P>::disable();
-            self.magazines.here().is_some_and(|cpu| cpu.push(round))
-        };
-        if !pushed {
-            self.keep_elsewhere(shared, round);
-        }
-    }
-
-    /// The same where this CPU's loaded magazine has no room.
-    #[cold]
-    fn keep_elsewhere(&self, shared: &Caches<P>, round: Round) {
-        let flush = |rounds: &[Round]| self.put_rounds(shared, rounds);
-        if let Err(round) = self.magazines.put_slow(shared, round, &flush) {
+        if let Err(round) = self.magazines.put(shared, round, |rounds| self.put_rounds(shared, rounds)) {
             count(&self.frees);
             if in_nmi::<P>() {
                 self.slabs.defer(shared, round.object);
@@ -441,14 +432,22 @@ impl<P: Platform> Core<P> {
     /// Gives objects that were taken back to their slabs, with one hold of the lock.
     pub(super) fn put_batch(&self, shared: &Caches<P>, rounds: &[Round]) {
         if in_nmi::<P>() {
-            return rounds.iter().for_each(|&round| self.keep_elsewhere(shared, round));
+            return rounds.iter().for_each(|&round| self.keep(shared, round));
         }
         self.frees.fetch_add(rounds.len() as u64, Relaxed);
         self.put_rounds(shared, rounds);
     }
 
     fn put_rounds(&self, shared: &Caches<P>, rounds: &[Round]) {
-        self.slabs.put(shared, rounds.iter().map(|round| round.object), true);
+        self.release(self.slabs.put(shared, rounds.iter().map(|round| round.object), true));
+    }
+
+    /// Gives slabs back to the page frames. Returns how many they had.
+    pub(super) fn release(&self, leaving: Leaving<'_, P>) -> usize {
+        if !leaving.are_none() {
+            self.magazines.recall();
+        }
+        leaving.release()
     }
 
     /// Gives everything back. The slabs are gone then, as there are no objects in use.
@@ -459,7 +458,7 @@ impl<P: Platform> Core<P> {
     pub(super) unsafe fn tear_down(&self, shared: &Caches<P>) {
         // SAFETY: passed on to the caller.
         unsafe { self.magazines.tear_down(shared, |rounds| self.put_rounds(shared, rounds)) };
-        self.slabs.reap(shared, true);
+        self.release(self.slabs.reap(shared, true));
     }
 
     /// The state of the slot of an object; a fault where there is none.
@@ -476,7 +475,7 @@ impl<P: Platform> Core<P> {
         let released = || self.slabs.numbers().released;
         let before = released();
         self.drain(shared);
-        self.slabs.reap(shared, true);
+        self.release(self.slabs.reap(shared, true));
         released().saturating_sub(before) as usize * self.slabs.geometry.frames as usize
     }
 
@@ -507,7 +506,7 @@ impl<P: Platform> Core<P> {
     pub(crate) fn end_interval(&self, shared: &Caches<P>) {
         self.magazines.end_interval(shared, |rounds| self.put_rounds(shared, rounds));
         self.slabs.end_interval(shared.frames());
-        self.slabs.reap(shared, false);
+        self.release(self.slabs.reap(shared, false));
     }
 
     /// Objects that are allocated.
@@ -560,8 +559,9 @@ impl<P: Platform> Core<P> {
     /// Checks the invariants of the slabs and of the magazines.
     pub(crate) fn verify(&self, shared: &Caches<P>) -> Result<(), Broken> {
         self.slabs.verify(shared.frames())?;
-        let magazines = self.magazines.verify(|round| {
-            self.slabs.is_sound(shared.frames(), round) && self.state_of(shared, round.object) == Ok(CACHED)
+        let magazines = self.magazines.verify(|round, is_free| match self.slabs.state(shared.frames(), round.object) {
+            Some(state) => core::ptr::eq(state, round.state) && (!is_free || state.load(Relaxed) == CACHED),
+            None => false,
         });
         magazines.map_err(|what| Broken::Cache { id: self.slabs.id, what })
     }

@@ -66,7 +66,6 @@ impl Magazine {
         }
     }
 
-    #[inline]
     pub(super) fn push(&self, round: Round) -> bool {
         let rounds = self.len();
         let has_room = rounds < self.capacity();
@@ -78,32 +77,14 @@ impl Magazine {
         has_room
     }
 
-    /// Puts the round back that was taken out last, if it is that of `object` and `may` says so. The rounds
-    /// behind the last one are initialised.
-    #[inline]
-    fn push_again(&self, object: *mut u8, may: impl FnOnce(Round) -> bool) -> bool {
-        let rounds = self.len();
-        if rounds >= self.capacity() {
-            return false;
-        }
-        // SAFETY: `rounds` is less than the magazine has room for.
-        let last = unsafe { self.slot(rounds).read() };
-        let pushed = core::ptr::eq(last.object, object) && may(last);
-        if pushed {
-            self.body().rounds.store(rounds as u32 + 1, Relaxed);
-        }
-        pushed
-    }
-
     /// Forgets the rounds that were taken out.
-    pub(super) fn forget(&self) {
+    fn forget(&self) {
         for index in self.len()..self.capacity() {
             // SAFETY: less than the magazine has room for.
             unsafe { self.slot(index).write(Round::NONE) };
         }
     }
 
-    #[inline]
     pub(super) fn pop(&self) -> Option<Round> {
         let rounds = self.len().wrapping_sub(1);
         if rounds >= MOST_ROUNDS {
@@ -125,7 +106,6 @@ impl Magazine {
         self.body().rounds.store(0, Relaxed);
     }
 
-    #[inline]
     pub(super) fn len(&self) -> usize {
         self.body().rounds.load(Relaxed) as usize
     }
@@ -153,7 +133,6 @@ impl Magazine {
         Kind::holding(self.capacity())
     }
 
-    #[inline]
     fn capacity(&self) -> usize {
         self.body().capacity.load(Relaxed) as usize
     }
@@ -165,7 +144,6 @@ impl Magazine {
         self.body().capacity.store(capacity, Relaxed);
     }
 
-    #[inline]
     fn body(&self) -> &Body {
         // SAFETY: the invariant of the type.
         unsafe { self.0.as_ref() }
@@ -221,23 +199,127 @@ impl Place {
         // SAFETY: the invariant: it is never null.
         Magazine(unsafe { NonNull::new_unchecked(self.0.load(Relaxed)) })
     }
+}
 
-    /// Takes a round out of the magazine.
+/// The place of the magazine that a CPU uses. What each use needs is here, on the CPU's own cache line, and counted in
+/// bytes, which spares the multiplication.
+///
+/// Invariants:
+/// 1. `limit` is 0, or as many bytes of rounds as the magazine has room for, all of which are initialised.
+/// 2. Where it is not 0, a round from `fill` on is that of an object whose slab has not left its cache since, or none.
+/// 3. `fill` is a multiple of the size of a round.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    place: Place,
+    /// Bytes of the rounds in the magazine; what it says itself is of no account here.
+    fill: AtomicU32,
+    limit: AtomicU32,
+}
+
+const ROUND: u32 = size_of::<Round>() as u32;
+
+impl Loaded {
+    pub(super) const fn empty() -> Self {
+        Self { place: Place::empty(), fill: AtomicU32::new(0), limit: AtomicU32::new(0) }
+    }
+
+    /// Takes the last round out, if there is one and `may` says so.
     #[inline]
-    pub(super) fn pop(&self) -> Option<Round> {
-        self.magazine().pop()
+    pub(super) fn pop_if(&self, may: impl FnOnce(Round) -> bool) -> Option<Round> {
+        let fill = self.fill.load(Relaxed).wrapping_sub(ROUND);
+        if fill >= self.limit.load(Relaxed) {
+            return None;
+        }
+        // SAFETY: initialised (invariant 1).
+        let last = unsafe { self.round(fill).read() };
+        may(last).then(|| {
+            self.fill.store(fill, Relaxed);
+            last
+        })
     }
 
     /// Puts the round of `object` back that was taken out last, if it is that one and `may` says so.
     #[inline]
     pub(super) fn push_again(&self, object: *mut u8, may: impl FnOnce(Round) -> bool) -> bool {
-        self.magazine().push_again(object, may)
+        let fill = self.fill.load(Relaxed);
+        if fill >= self.limit.load(Relaxed) {
+            return false;
+        }
+        // SAFETY: initialised (invariant 1).
+        let next = unsafe { self.round(fill).read() };
+        let pushed = core::ptr::eq(next.object, object) && may(next);
+        if pushed {
+            self.fill.store(fill + ROUND, Relaxed);
+        }
+        pushed
     }
 
-    /// Puts a round into the magazine, if it has room.
+    /// Puts a round in, if there is room.
     #[inline]
     pub(super) fn push(&self, round: Round) -> bool {
-        self.magazine().push(round)
+        let fill = self.fill.load(Relaxed);
+        let has_room = fill < self.limit.load(Relaxed);
+        if has_room {
+            // SAFETY: the magazine has room for more than `fill` (invariant 1).
+            unsafe { self.round(fill).write(round) };
+            self.fill.store(fill + ROUND, Relaxed);
+        }
+        has_room
+    }
+
+    #[inline]
+    fn round(&self, at: u32) -> *mut Round {
+        self.place.magazine().slot(0).wrapping_byte_add(at as usize)
+    }
+
+    /// Calls `look` with each round that was taken out and may be put back.
+    pub(super) fn for_each_taken(&self, mut look: impl FnMut(Round)) {
+        for at in (self.fill.load(Relaxed)..self.limit.load(Relaxed)).step_by(ROUND as usize) {
+            // SAFETY: initialised (invariant 1).
+            let round = unsafe { self.round(at).read() };
+            if round != Round::NONE {
+                look(round);
+            }
+        }
+    }
+
+    /// Slabs are about to leave: what was taken out is not to be known any more. It may be called on any CPU.
+    pub(super) fn recall(&self) {
+        self.limit.store(0, Relaxed);
+    }
+
+    /// Makes good for [`recall`](Self::recall). What is recalled meanwhile is forgotten here, or recalled still.
+    pub(super) fn reopen(&self) {
+        if self.limit.load(Relaxed) == 0 {
+            self.with(|magazine| {
+                self.limit.store(magazine.capacity() as u32 * ROUND, Relaxed);
+                magazine.forget();
+            });
+        }
+    }
+
+    /// Takes the magazine out, if there is one.
+    pub(super) fn take(&self) -> Option<Magazine> {
+        self.with(|_| ());
+        self.limit.store(0, Relaxed);
+        self.place.take()
+    }
+
+    /// Puts a magazine in; there is none in it.
+    pub(super) fn put(&self, magazine: Option<Magazine>) {
+        self.fill.store(magazine.as_ref().map_or(0, Magazine::len) as u32 * ROUND, Relaxed);
+        self.place.put(magazine);
+        self.reopen();
+    }
+
+    /// Calls `look` with the magazine in it, which it may change, too.
+    pub(super) fn with<T>(&self, look: impl FnOnce(&Magazine) -> T) -> Option<T> {
+        self.place.with(|magazine| {
+            magazine.body().rounds.store(self.fill.load(Relaxed) / ROUND, Relaxed);
+            let result = look(magazine);
+            self.fill.store((magazine.len() as u32).wrapping_mul(ROUND), Relaxed);
+            result
+        })
     }
 }
 

@@ -30,25 +30,26 @@ mod upkeep;
 
 use core::fmt;
 
-use super::magazine::{List, Magazine, Place, Round};
+use super::magazine::{List, Loaded, Magazine, Place, Round};
 use super::shared::Caches;
 use super::sizing::{self, Kind};
 use crate::fault::Fault;
 use crate::lock::{Interrupts, IrqGuard, IrqLock, Level, OwnLines};
 use crate::platform::{Platform, in_nmi};
 use crate::sync::Ordering::Relaxed;
-use crate::sync::{AtomicPtr, AtomicU8, AtomicU32, Counter, Ordering};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Counter, Ordering};
 
 /// How often a free goes around before it leaves the round to the layer below.
 const ATTEMPTS: usize = 3;
-
-/// No epoch of the slabs.
-pub(super) const NEVER: u32 = u32::MAX;
 
 /// The magazines of one cache.
 pub(crate) struct Magazines<P> {
     /// `P::CPUS` of them; null until the first free that finds memory for them.
     cpus: AtomicPtr<Cpu>,
+    /// The same for those who do no more than what can be done at once; null where that is not enough.
+    at_hand: AtomicPtr<Cpu>,
+    /// It is not enough.
+    closed: AtomicBool,
     shared: OwnLines<Shared<P>>,
     /// The kind that is made now.
     kind: AtomicU8,
@@ -73,14 +74,12 @@ struct Shared<P> {
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(super) struct Cpu {
-    loaded: Place,
+    loaded: Loaded,
     previous: Place,
     allocations: Counter,
     frees: Counter,
     /// As of when this CPU has given up its magazines; see [`Magazines::epoch`].
     epoch: AtomicU32,
-    /// As of which epoch of the slabs the rounds behind the last one of the loaded magazine are those that were taken.
-    known: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -122,6 +121,8 @@ impl<P> Magazines<P> {
         let depot = Depot { full: List::new(), empty: List::new() };
         Self {
             cpus: AtomicPtr::new(core::ptr::null_mut()),
+            at_hand: AtomicPtr::new(core::ptr::null_mut()),
+            closed: AtomicBool::new(false),
             shared: OwnLines(Shared { depot: IrqLock::ordered(Level::Depot, depot), contention: AtomicU32::new(0) }),
             kind: AtomicU8::new(first),
             largest,
@@ -134,38 +135,26 @@ impl<P> Magazines<P> {
 }
 
 impl<P: Platform> Magazines<P> {
-    /// A round, if this CPU has one in its loaded magazine.
-    #[inline]
-    pub(super) fn pop(&self) -> Option<Round> {
-        let _interrupts = Interrupts::<P>::disable();
-        let cpu = self.here()?;
-        let round = cpu.loaded.pop()?;
-        count(&cpu.allocations);
-        Some(round)
-    }
-
     /// A round, if this CPU or the depot has one.
-    #[inline]
     pub(crate) fn take(&self, shared: &Caches<P>) -> Option<Round> {
         if P::CPUS == 0 {
             return None;
         }
         let _interrupts = Interrupts::<P>::disable();
         let cpu = self.here()?;
-        let round = match cpu.loaded.pop() {
-            Some(round) => round,
-            None => self.exchange_for_full(shared, cpu)?,
-        };
-        count(&cpu.allocations);
-        Some(round)
+        let round = cpu.pop().or_else(|| self.exchange_for_full(shared, cpu));
+        if round.is_some() {
+            count(&cpu.allocations);
+        }
+        round
     }
 
-    #[cold]
     fn exchange_for_full(&self, shared: &Caches<P>, cpu: &Cpu) -> Option<Round> {
         self.drop_unsound(shared, cpu);
-        if let Some(round) = cpu.previous.pop() {
+        cpu.loaded.reopen();
+        if cpu.previous.with(Magazine::is_empty) == Some(false) {
             cpu.swap();
-            return Some(round);
+            return cpu.pop();
         }
         let mut depot = self.lock_depot();
         let full = self.sound(shared, depot.full.pop(shared)?)?;
@@ -175,14 +164,13 @@ impl<P: Platform> Magazines<P> {
         drop(depot);
         cpu.previous.put(cpu.loaded.take());
         let round = full.pop();
-        cpu.load(Some(full));
+        cpu.loaded.put(Some(full));
         round
     }
 
     /// Keeps a round. Where it cannot, the caller has it back and gives it to the layer below.
     ///
     /// `flush` gives rounds to the layer below; it is called with no lock held.
-    #[inline]
     pub(crate) fn put(&self, shared: &Caches<P>, round: Round, flush: impl Fn(&[Round])) -> Result<(), Round> {
         let pushed = {
             let _interrupts = Interrupts::<P>::disable();
@@ -191,9 +179,8 @@ impl<P: Platform> Magazines<P> {
         if pushed { Ok(()) } else { self.put_slow(shared, round, &flush) }
     }
 
-    /// Keeps a round for which this CPU has no room just here.
     #[cold]
-    pub(super) fn put_slow(&self, shared: &Caches<P>, round: Round, flush: &dyn Fn(&[Round])) -> Result<(), Round> {
+    fn put_slow(&self, shared: &Caches<P>, round: Round, flush: &dyn Fn(&[Round])) -> Result<(), Round> {
         if P::CPUS == 0 || self.largest.is_none() || in_nmi::<P>() {
             return Err(round);
         }
@@ -229,7 +216,8 @@ impl<P: Platform> Magazines<P> {
 
     fn try_put(&self, shared: &Caches<P>, cpu: &Cpu, round: Round) -> Put {
         self.drop_unsound(shared, cpu);
-        let push = || cpu.loaded.push(round);
+        cpu.loaded.reopen();
+        let push = || cpu.loaded.with(|magazine| magazine.push(round)) == Some(true);
         // Interrupts were on since the loaded magazine was found full, or this may be another CPU: it can have room now, and
         // must not become the previous one then.
         let mut pushed = push();
@@ -259,7 +247,7 @@ impl<P: Platform> Magazines<P> {
         cpu.previous.put(cpu.loaded.take());
         let pushed = empty.push(round);
         debug_assert!(pushed, "an empty magazine has room");
-        cpu.load(Some(empty));
+        cpu.loaded.put(Some(empty));
         count(&cpu.frees);
         Put::Done
     }
@@ -274,11 +262,10 @@ impl<P: Platform> Magazines<P> {
     }
 
     fn drop_unsound(&self, shared: &Caches<P>, cpu: &Cpu) {
-        for place in [&cpu.loaded, &cpu.previous] {
-            if place.with(|magazine| magazine.is_sound(shared)) == Some(false) {
-                _ = place.take().and_then(|magazine| self.sound(shared, magazine));
-            }
-        }
+        let is_unsound = |magazine: &Magazine| !magazine.is_sound(shared);
+        let loaded = if cpu.loaded.with(is_unsound) == Some(true) { cpu.loaded.take() } else { None };
+        let previous = if cpu.previous.with(is_unsound) == Some(true) { cpu.previous.take() } else { None };
+        loaded.into_iter().chain(previous).for_each(|magazine| _ = self.sound(shared, magazine));
     }
 
     /// Reports a magazine that was found overwritten, now that no lock is held.
@@ -314,12 +301,11 @@ impl<P: Platform> Magazines<P> {
         let cpus = memory.cast::<Cpu>().as_ptr();
         for index in 0..P::CPUS {
             let cpu = Cpu {
-                loaded: Place::empty(),
+                loaded: Loaded::empty(),
                 previous: Place::empty(),
                 allocations: Counter::new(0),
                 frees: Counter::new(0),
                 epoch: AtomicU32::new(self.epoch(shared)),
-                known: AtomicU32::new(NEVER),
             };
             // SAFETY: the memory is ours, for so many; metadata blocks are aligned to their size.
             unsafe { cpus.add(index).write(cpu) };
@@ -329,17 +315,45 @@ impl<P: Platform> Magazines<P> {
             // SAFETY: allocated above with this size; another CPU's came first.
             unsafe { shared.free_metadata(cpus.cast(), P::CPUS * size_of::<Cpu>()) };
         }
+        self.show();
     }
 
-    /// What the CPU has on which this runs, as long as interrupts are off.
+    /// Says whether what is at hand is enough: from then on, on every CPU.
+    pub(super) fn set_closed(&self, closed: bool) {
+        self.closed.store(closed, Ordering::SeqCst);
+        self.show();
+    }
+
+    fn show(&self) {
+        loop {
+            let closed = self.closed.load(Ordering::SeqCst);
+            let cpus = if closed { core::ptr::null_mut() } else { self.cpus.load(Ordering::Acquire) };
+            self.at_hand.store(cpus, Ordering::SeqCst);
+            // Several may be here. Who has changed it after this looked has not stored yet.
+            if self.closed.load(Ordering::SeqCst) == closed {
+                return;
+            }
+        }
+    }
+
+    /// What the CPU has on which this runs, as long as interrupts are off, where nothing else is to be done.
     #[inline]
-    pub(super) fn here(&self) -> Option<&Cpu> {
+    pub(super) fn at_hand(&self) -> Option<&Cpu> {
+        Self::cpu_of(&self.at_hand, P::current_cpu())
+    }
+
+    /// The same in any case.
+    fn here(&self) -> Option<&Cpu> {
         self.cpu(P::current_cpu())
     }
 
-    #[inline]
     fn cpu(&self, number: usize) -> Option<&Cpu> {
-        let cpus = self.cpus.load(Ordering::Acquire);
+        Self::cpu_of(&self.cpus, number)
+    }
+
+    #[inline]
+    fn cpu_of(cpus: &AtomicPtr<Cpu>, number: usize) -> Option<&Cpu> {
+        let cpus = cpus.load(Ordering::Acquire);
         if number >= P::CPUS || cpus.is_null() {
             return None;
         }
@@ -385,6 +399,20 @@ impl<P: Platform> Magazines<P> {
 }
 
 impl Cpu {
+    fn pop(&self) -> Option<Round> {
+        self.loaded.with(Magazine::pop).flatten()
+    }
+
+    /// The last round of the loaded magazine, if there is one and `may` says so.
+    #[inline]
+    pub(super) fn pop_if(&self, may: impl FnOnce(Round) -> bool) -> Option<Round> {
+        let popped = self.loaded.pop_if(may);
+        if popped.is_some() {
+            count(&self.allocations);
+        }
+        popped
+    }
+
     /// Keeps a round, if the loaded magazine has room for it.
     #[inline]
     pub(super) fn push(&self, round: Round) -> bool {
@@ -395,16 +423,11 @@ impl Cpu {
         pushed
     }
 
-    /// Keeps the round of `object` again, if it is the one that was taken last, and `may` says so. `epoch`
-    /// changes when what is known of rounds that were taken is to be forgotten; it is never [`NEVER`].
+    /// Keeps the round of `object` again, if it is the one that was taken last, and `may` says so.
     ///
     /// What is allocated last is often freed first, and then this spares the free to find out about the object.
     #[inline]
-    pub(super) fn push_again(&self, object: *mut u8, epoch: u32, may: impl FnOnce(Round) -> bool) -> bool {
-        if self.known.load(Relaxed) != epoch {
-            self.forget(epoch);
-            return false;
-        }
+    pub(super) fn push_again(&self, object: *mut u8, may: impl FnOnce(Round) -> bool) -> bool {
         let pushed = self.loaded.push_again(object, may);
         if pushed {
             count(&self.frees);
@@ -412,21 +435,9 @@ impl Cpu {
         pushed
     }
 
-    #[cold]
-    fn forget(&self, epoch: u32) {
-        self.loaded.with(Magazine::forget);
-        self.known.store(epoch, Relaxed);
-    }
-
-    /// Another magazine is the loaded one now.
-    fn load(&self, magazine: Option<Magazine>) {
-        self.loaded.put(magazine);
-        self.known.store(NEVER, Relaxed);
-    }
-
     fn swap(&self) {
         let loaded = self.loaded.take();
-        self.load(self.previous.take());
+        self.loaded.put(self.previous.take());
         self.previous.put(loaded);
     }
 

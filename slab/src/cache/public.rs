@@ -144,18 +144,10 @@ impl<'a, P: Platform> Cache<'a, P> {
     #[inline]
     #[track_caller]
     pub fn allocate(&self) -> Result<NonNull<u8>, AllocError> {
-        match self.existing().map(|core| core.allocate_at_hand(self.caches)) {
-            Some(Ok(object)) => Ok(object),
-            Some(Err(Some(round))) => self.allocate_from(round, Location::caller()),
-            _ => self.allocate_slowly(self.request(Location::caller())),
+        match self.existing().and_then(|core| core.allocate_at_hand(self.caches)) {
+            Some(object) => Ok(object),
+            None => self.allocate_slowly(self.request(Location::caller())),
         }
-    }
-
-    /// The object of this round, if it is one, or else another.
-    #[cold]
-    fn allocate_from(&self, round: Round, caller: &'static Location<'static>) -> Result<NonNull<u8>, AllocError> {
-        let object = self.existing().and_then(|core| core.hand_out(self.caches, round, USED));
-        object.map_or_else(|| self.allocate_slowly(self.request(caller)), Ok)
     }
 
     #[cold]

@@ -280,7 +280,7 @@ impl<P: Platform> Caches<P> {
     /// It has that size, and nobody uses it any more.
     pub(crate) unsafe fn free_metadata(&self, block: *mut u8, bytes: usize) {
         match self.metadata_cache(bytes) {
-            Some(slabs) => slabs.put(self, [block], false),
+            Some(slabs) => _ = slabs.put(self, [block], false).release(),
             None => {
                 let Some(frame) = self.frames.frame_of(block) else { return };
                 self.frames.free_metadata(frame, bytes.div_ceil(FRAME_SIZE) as u32);
@@ -321,7 +321,7 @@ impl<P: Platform> Caches<P> {
         let mut frames = 0;
         self.for_each(|cache| frames += cache.reap(self));
         // The larger first: their slabs' headers are among the smaller.
-        self.metadata.iter().rev().for_each(|slabs| frames += slabs.reap(self, true));
+        self.metadata.iter().rev().for_each(|slabs| frames += slabs.reap(self, true).release());
         self.frames.drain_stock();
         self.repay(0);
         frames
@@ -343,7 +343,7 @@ impl<P: Platform> Caches<P> {
         self.for_each(|cache| cache.end_interval(self));
         for slabs in self.metadata.iter().rev() {
             slabs.end_interval(&self.frames);
-            slabs.reap(self, false);
+            slabs.reap(self, false).release();
         }
         self.repay(LOAN);
     }

@@ -70,12 +70,12 @@ pub(crate) struct Header {
 
 const _: () = assert!(size_of::<Header>() == 32);
 
-/// Takes a slot from its user, if it has the state `state`. Interrupts are off.
+/// Changes the state of a slot, if it is `from`. Interrupts are off, or this has the object for itself.
 #[inline]
-pub(super) fn take_back(slot: &AtomicU8, state: u8) -> bool {
-    let is_right = slot.load(Relaxed) == state;
+pub(super) fn change(slot: &AtomicU8, from: u8, to: u8) -> bool {
+    let is_right = slot.load(Relaxed) == from;
     if is_right {
-        slot.store(CACHED, Relaxed);
+        slot.store(to, Relaxed);
     }
     is_right
 }

@@ -23,9 +23,8 @@ use core::fmt;
 
 use super::geometry::Geometry;
 use super::magazine::Round;
-use super::magazines::NEVER;
 use super::shared::Caches;
-use super::slab::{AUDITED, BY_FULLNESS, CACHED, FREE, OF_ALL, RAW, Slab, USED, take_back};
+use super::slab::{AUDITED, BY_FULLNESS, CACHED, FREE, OF_ALL, RAW, Slab, change};
 use super::{AllocError, InitFailed};
 use crate::fault::Fault;
 use crate::frames::{Deferred, Frame, Frames, Owner, SlabOwner};
@@ -69,8 +68,6 @@ pub(crate) struct Slabs<P> {
     state: OwnLines<IrqLock<P, State>>,
     /// Slabs with objects that were freed in an NMI.
     deferred: Deferred,
-    /// See [`epoch`](Self::epoch). It goes up with the lock held.
-    epoch: AtomicU32,
     /// Who goes over the list of all slabs now: no slab leaves it meanwhile. It goes up with the lock held.
     walks: AtomicU32,
     /// A slab whose header was found overwritten, which nobody has reported yet.
@@ -128,7 +125,6 @@ impl<P> Slabs<P> {
             lifecycle,
             state,
             deferred: Deferred::new(),
-            epoch: AtomicU32::new(0),
             walks: AtomicU32::new(0),
             damaged: AtomicU32::new(Frame::NONE),
             random: AtomicU32::new(0),
@@ -254,8 +250,8 @@ impl<P: Platform> Slabs<P> {
     }
 
     /// Takes up to 64 objects back whose slots are [`CACHED`], all with one hold of the lock. Those that are no such objects
-    /// are reported when the others are back.
-    pub(crate) fn put<I>(&self, shared: &Caches<P>, objects: I, constructed: bool)
+    /// are reported when the others are back. Returns the slabs that leave the cache.
+    pub(crate) fn put<'a, I>(&'a self, shared: &'a Caches<P>, objects: I, constructed: bool) -> Leaving<'a, P>
     where
         I: IntoIterator<Item = *mut u8> + Clone,
     {
@@ -276,14 +272,14 @@ impl<P: Platform> Slabs<P> {
             self.place(&mut state, frames, first, slab);
         }
         let keep = state.keep;
-        let surplus = self.detach_empty(&mut state, frames, keep);
+        let leaving = self.detach_empty(shared, &mut state, keep);
         drop(state);
-        self.release_all(shared, surplus);
         self.report_damage(shared);
         if bad != 0 {
             let objects = objects.into_iter().enumerate().filter(|(index, _)| bad & 1 << index != 0);
             objects.for_each(|(_, object)| shared.report(Fault::BadRound, object, None));
         }
+        leaving
     }
 
     fn locate_cached(&self, frames: &Frames<P>, object: *mut u8) -> Option<(Frame, Slab<'_>, usize)> {
@@ -312,20 +308,15 @@ impl<P: Platform> Slabs<P> {
         taken
     }
 
-    /// Releases empty slabs down to the working set, or all of them. Returns the page frames that went back.
-    pub(crate) fn reap(&self, shared: &Caches<P>, all: bool) -> usize {
+    /// Takes empty slabs out of the cache, down to the working set, or all of them.
+    pub(crate) fn reap<'a>(&'a self, shared: &'a Caches<P>, all: bool) -> Leaving<'a, P> {
         self.take_in_deferred(shared);
-        self.release_empty(shared, all)
-    }
-
-    fn release_empty(&self, shared: &Caches<P>, all: bool) -> usize {
         let mut state = self.state.lock();
         let keep = if all { 0 } else { state.keep };
-        let surplus = self.detach_empty(&mut state, shared.frames(), keep);
+        let leaving = self.detach_empty(shared, &mut state, keep);
         drop(state);
-        let released = self.release_all(shared, surplus);
         self.report_damage(shared);
-        released * self.geometry.frames as usize
+        leaving
     }
 
     /// An interval is over: what it needed of slabs is the working set of the next one.
@@ -400,25 +391,13 @@ impl<P: Platform> Slabs<P> {
         Some((Round { object, state }, state))
     }
 
-    /// Another number when slabs have gone back: what was known of an object that is not in use may be wrong from then on.
+    /// Changes the state of the slot of a round, which is in a magazine or was taken out of it, if it is `from`. Interrupts
+    /// are off, or this has the object for itself.
     #[inline]
-    pub(crate) fn epoch(&self) -> u32 {
-        self.epoch.load(Relaxed)
-    }
-
-    /// Takes the object of a round from its user, if it is in use. Interrupts are off.
-    #[inline]
-    pub(crate) fn take_back(&self, frames: &Frames<P>, round: Round) -> bool {
-        // SAFETY: the slab is still there, says the epoch, and the state in it.
-        self.is_sound(frames, round) && take_back(unsafe { &*round.state }, USED)
-    }
-
-    /// Marks the object of a round, which this CPU has for itself, as allocated: its slot has the state `state` then. `false`
-    /// where it is no such object.
-    #[inline]
-    pub(crate) fn mark(&self, frames: &Frames<P>, round: Round, state: u8) -> bool {
-        // SAFETY: the object is not free, so its slab stays, and the state in it.
-        self.is_sound(frames, round) && mark(unsafe { &*round.state }, state)
+    pub(crate) fn change(&self, frames: &Frames<P>, round: Round, from: u8, to: u8) -> bool {
+        // SAFETY: the slab has not left the cache, so the state is there: the object is not free, or the magazine would have
+        // forgotten it.
+        self.is_sound(frames, round) && change(unsafe { &*round.state }, from, to)
     }
 
     /// Whether nothing has written over a round. Debug builds look; others believe it, which spares them half of the work.
@@ -486,12 +465,12 @@ impl<P: Platform> Slabs<P> {
         colour * self.geometry.align as u32
     }
 
-    /// Takes empty slabs out of their lists until `keep` are left, and returns them linked by their headers.
-    fn detach_empty(&self, state: &mut State, frames: &Frames<P>, keep: usize) -> Option<Frame> {
+    /// Takes empty slabs out of their lists until `keep` are left.
+    fn detach_empty<'a>(&'a self, shared: &'a Caches<P>, state: &mut State, keep: usize) -> Leaving<'a, P> {
+        let frames = shared.frames();
         let mut detached = None;
         while state.numbers.empty > keep && self.walks.load(Acquire) == 0 {
             let Some(first) = state.lists[EMPTY] else { break };
-            self.epoch.store((self.epoch.load(Relaxed) + 1) % NEVER, Relaxed);
             // SAFETY: what is in a list is a slab of this cache.
             let slab = unsafe { self.slab(frames, first) };
             self.unlink(state, frames, EMPTY, first, slab);
@@ -500,27 +479,7 @@ impl<P: Platform> Slabs<P> {
             state.numbers.empty -= 1;
             state.numbers.slabs -= 1;
         }
-        detached
-    }
-
-    /// Gives detached slabs back to the page frames, and says how many there were.
-    fn release_all(&self, shared: &Caches<P>, detached: Option<Frame>) -> usize {
-        let frames = shared.frames();
-        let mut detached = Detached { slabs: self, frames, first: detached };
-        let mut released = 0;
-        while let Some(first) = detached.first {
-            // SAFETY: out of its lists but not freed yet, so it is ours alone.
-            let slab = unsafe { self.slab(frames, first) };
-            self.destroy_objects(slab);
-            detached.first = slab.next(OF_ALL);
-            self.release(shared, first);
-            released += 1;
-        }
-        if released > 0 {
-            let mut state = self.state.lock();
-            state.numbers.released = state.numbers.released.wrapping_add(released as u64);
-        }
-        released
+        Leaving { slabs: self, shared, first: detached }
     }
 
     /// Gives the memory of a detached slab back, in which no object is constructed.
@@ -730,15 +689,6 @@ impl<P: Platform> Slabs<P> {
     }
 }
 
-#[inline]
-fn mark(slot: &AtomicU8, state: u8) -> bool {
-    let is_cached = slot.load(Relaxed) == CACHED;
-    if is_cached {
-        slot.store(state, Relaxed);
-    }
-    is_cached
-}
-
 /// The list of the home that the CPU has which this runs on.
 fn home_of_this_cpu<P: Platform>() -> Option<usize> {
     let cpu = P::current_cpu();
@@ -750,20 +700,47 @@ const fn links_of(list: usize) -> usize {
     if list == ALL { OF_ALL } else { BY_FULLNESS }
 }
 
-/// Empty slabs out of their lists. Those that are left when this is dropped, because a destructor has panicked, go back
-/// into them.
-struct Detached<'a, P: Platform> {
+/// Empty slabs on their way back to the page frames, out of their lists, linked by their headers. Those that are left when
+/// this is dropped, because a destructor or a report has panicked, go back into the lists.
+#[must_use = "they are to be released"]
+pub(crate) struct Leaving<'a, P: Platform> {
     slabs: &'a Slabs<P>,
-    frames: &'a Frames<P>,
+    shared: &'a Caches<P>,
     first: Option<Frame>,
 }
 
-impl<P: Platform> Drop for Detached<'_, P> {
+impl<P: Platform> Leaving<'_, P> {
+    pub(crate) fn are_none(&self) -> bool {
+        self.first.is_none()
+    }
+
+    /// Destroys what is constructed in the slabs, and gives them back. Returns how many page frames they had.
+    pub(crate) fn release(mut self) -> usize {
+        let (slabs, frames) = (self.slabs, self.shared.frames());
+        let mut released = 0;
+        while let Some(first) = self.first {
+            // SAFETY: out of its lists but not freed yet, so it is ours alone.
+            let slab = unsafe { slabs.slab(frames, first) };
+            slabs.destroy_objects(slab);
+            self.first = slab.next(OF_ALL);
+            slabs.release(self.shared, first);
+            released += 1;
+        }
+        if released > 0 {
+            let mut state = slabs.state.lock();
+            state.numbers.released = state.numbers.released.wrapping_add(released as u64);
+        }
+        released * slabs.geometry.frames as usize
+    }
+}
+
+impl<P: Platform> Drop for Leaving<'_, P> {
     fn drop(&mut self) {
+        let (slabs, frames) = (self.slabs, self.shared.frames());
         while let Some(first) = self.first {
             // SAFETY: a slab of this cache, out of its lists.
-            self.first = unsafe { self.slabs.slab(self.frames, first) }.next(OF_ALL);
-            self.slabs.attach(&mut self.slabs.state.lock(), self.frames, first);
+            self.first = unsafe { slabs.slab(frames, first) }.next(OF_ALL);
+            slabs.attach(&mut slabs.state.lock(), frames, first);
         }
     }
 }

@@ -17,7 +17,7 @@ use core::ops::Range;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
 
-use crate::cache::{Caches, Core, LENT, Request, Round, USED};
+use crate::cache::{Caches, Core, LENT, Request, USED};
 use crate::check::{Allocation, BadChecks, GuardPages, Logged, Site};
 use crate::fault::{Backtrace, CacheName, Caller, Fault, Handler, Report};
 use crate::frames::{Frame, Frames, Order, Owner};
@@ -80,24 +80,14 @@ impl<P: Platform> Heap<P> {
 
     #[inline]
     fn allocate_for(&self, layout: Layout, caller: Caller) -> Option<NonNull<u8>> {
-        match self.class_of(layout).map(|cache| cache.allocate_at_hand(&self.caches)) {
-            Some(Ok(object)) => Some(object),
-            Some(Err(Some(round))) => self.allocate_from(round, layout, caller),
-            _ => self.allocate_slowly(layout, caller),
-        }
+        let object = self.class_of(layout).and_then(|cache| cache.allocate_at_hand(&self.caches));
+        object.or_else(|| self.allocate_slowly(layout, caller))
     }
 
     /// The cache that serves a layout, where a look at a table says so.
     #[inline]
     fn class_of(&self, layout: Layout) -> Option<&Core<P>> {
         classes::at_once(layout).map(|class| self.caches.class(class))
-    }
-
-    /// The object of this round, if it is one, or else another.
-    #[cold]
-    fn allocate_from(&self, round: Round, layout: Layout, caller: Caller) -> Option<NonNull<u8>> {
-        let object = self.class_of(layout).and_then(|cache| cache.hand_out(&self.caches, round, USED));
-        object.or_else(|| self.allocate_slowly(layout, caller))
     }
 
     #[cold]

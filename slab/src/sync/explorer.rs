@@ -59,7 +59,7 @@ pub(crate) enum Bug {
 }
 
 /// Atomics and probes that there are at most in a model.
-const POOL: usize = 400;
+const POOL: usize = 500;
 /// Locks.
 const LOCKS: usize = 40;
 

@@ -50,10 +50,16 @@ impl<P: Platform> Magazines<P> {
         }
         self.drain_depot(shared, usize::MAX, usize::MAX, &flush);
         let cpus = self.cpus.swap(core::ptr::null_mut(), Ordering::AcqRel);
+        self.show();
         if !cpus.is_null() {
             // SAFETY: allocated in `set_up` with this size; nobody uses them, says the caller.
             unsafe { shared.free_metadata(cpus.cast(), P::CPUS * size_of::<Cpu>()) };
         }
+    }
+
+    /// Slabs leave the cache: before they do, every CPU forgets the rounds that it has taken out.
+    pub(crate) fn recall(&self) {
+        (0..P::CPUS).filter_map(|number| self.cpu(number)).for_each(|cpu| cpu.loaded.recall());
     }
 
     fn drain_depot(&self, shared: &Caches<P>, full: usize, empty: usize, flush: impl Fn(&[Round])) {
@@ -113,23 +119,27 @@ impl<P: Platform> Magazines<P> {
         numbers
     }
 
-    /// Checks what this CPU and the depot have. `Err` says what is wrong; `is_right` says whether a round is.
-    pub(crate) fn verify(&self, is_right: impl Fn(Round) -> bool) -> Result<(), &'static str> {
-        let (mut rounds, mut fill) = (true, true);
-        let mut look = |magazine: &Magazine| rounds &= magazine.rounds().iter().all(|&round| is_right(round));
+    /// Checks what this CPU and the depot have. `Err` says what is wrong; `is_right` says whether a round is, that is in a
+    /// magazine, or not any more.
+    pub(crate) fn verify(&self, is_right: impl Fn(Round, bool) -> bool) -> Result<(), &'static str> {
+        let (mut rounds, mut fill, mut taken) = (true, true, true);
+        let is_round = |&round: &Round| is_right(round, true);
+        let mut look = |magazine: &Magazine| rounds &= magazine.rounds().iter().all(is_round);
         let _interrupts = Interrupts::<P>::disable();
         if let Some(cpu) = self.here() {
             cpu.loaded.with(&mut look);
             cpu.previous.with(&mut look);
+            cpu.loaded.for_each_taken(|round| taken &= is_right(round, false));
             fill &= cpu.previous.with(|previous| previous.is_full() || previous.is_empty()).unwrap_or(true);
         }
         let depot = self.shared.depot.lock();
         depot.full.for_each(&mut look);
         depot.full.for_each(|magazine| fill &= magazine.is_full());
         depot.empty.for_each(|magazine| fill &= magazine.is_empty());
-        match (rounds, fill) {
-            (false, _) => Err("a round of a magazine is not a free object of the cache"),
-            (_, false) => Err("a previous magazine, or one of the depot, is not as full or empty as it must be"),
+        match (rounds, taken, fill) {
+            (false, ..) => Err("a round of a magazine is not a free object of the cache"),
+            (_, false, _) => Err("a round that was taken out of a magazine is of a slab that has left the cache"),
+            (.., false) => Err("a previous magazine, or one of the depot, is not as full or empty as it must be"),
             _ => Ok(()),
         }
     }

@@ -86,7 +86,7 @@ impl<P: Platform> Slabs<P> {
                 self.list_deferred(frames, first);
             }
         }
-        // What was deferred meanwhile is left to the next one: NMIs may come faster than this.
-        self.release_empty(shared, false);
+        // What was deferred meanwhile is left to the next one: NMIs may come faster than this. And empty slabs to the next
+        // who gives something back.
     }
 }

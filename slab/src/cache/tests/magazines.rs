@@ -453,6 +453,7 @@ fn row_14_what_a_cpu_has_had_last_is_not_freed_again_when_its_slab_went_back() {
         cache.shrink();
         slab_in_place_of(&cache, object)
     });
+    on_cpu(1, || heap.verify()).unwrap();
     let report = on_cpu(1, || report_of(|| free(&cache, object)));
     assert!(report.ends_with(": not the start of an allocation"), "{report}");
     on_cpu(1, || others.into_iter().for_each(|object| free(&cache, object)));
@@ -480,10 +481,37 @@ fn row_14_nor_what_was_in_a_magazine_that_comes_back() {
         free(&cache, last);
         // This one goes where the second of the two was; behind it was the first.
         free(&cache, others.pop().unwrap());
+        heap.verify().unwrap();
         report_of(|| free(&cache, two[0]))
     });
     assert!(report.ends_with(": not the start of an allocation"), "{report}");
     on_cpu(1, || others.into_iter().for_each(|object| free(&cache, object)));
+    heap.verify().unwrap();
+}
+
+#[test]
+fn checks_count_from_the_next_allocation_on_whatever_is_at_hand() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = cache(&heap);
+    let checked = || {
+        let mut checked = 0;
+        heap.for_each_allocation(|_| checked += 1);
+        checked
+    };
+    let earlier = [1, 2].map(|cpu| {
+        on_cpu(cpu, || {
+            (0..3).for_each(|_| cycle(&cache, 3));
+            cache.allocate().unwrap()
+        })
+    });
+    for (rule, expected) in [("*:redzone", 2), ("*:none", 0)] {
+        heap.set_checks(rule).unwrap();
+        let objects = [1, 2].map(|cpu| on_cpu(cpu, || cache.allocate().unwrap()));
+        assert_eq!(checked(), expected, "{rule}");
+        objects.into_iter().for_each(|object| free(&cache, object));
+    }
+    earlier.into_iter().for_each(|object| free(&cache, object));
     heap.verify().unwrap();
 }
 

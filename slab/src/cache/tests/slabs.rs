@@ -172,10 +172,10 @@ fn objects_are_taken_from_slabs_that_are_there_with_one_hold_of_the_lock() {
     free(&cache, cache.allocate().unwrap());
     assert_eq!(slabs(&cache).take_bulk(heap.caches(), &mut objects[..3]), 3);
     assert_eq!(slabs(&cache).take_bulk(heap.caches(), &mut objects[3..]), 1, "it does not grow");
-    slabs(&cache).put(heap.caches(), objects[..4].iter().copied(), true);
+    slabs(&cache).put(heap.caches(), objects[..4].iter().copied(), true).release();
     let more = allocate(&cache, 5);
     assert_eq!(slabs(&cache).take_bulk(heap.caches(), &mut objects), 1, "nor pass the limit");
-    slabs(&cache).put(heap.caches(), objects[..1].iter().copied(), true);
+    slabs(&cache).put(heap.caches(), objects[..1].iter().copied(), true).release();
     more.into_iter().for_each(|object| free(&cache, object));
     heap.verify().unwrap();
 }
@@ -188,7 +188,7 @@ fn an_object_that_is_no_free_round_is_reported_when_it_reaches_its_slab() {
     let (object, other) = (cache.allocate().unwrap(), cache.allocate().unwrap());
     cache.take_back(other).unwrap();
     let objects = [object.as_ptr(), other.as_ptr()];
-    let report = report_of(|| slabs(&cache).put(heap.caches(), objects, true));
+    let report = report_of(|| _ = slabs(&cache).put(heap.caches(), objects, true).release());
     assert_eq!(report, format!("kslab: bad free of {object:p}: not a free object, but in a magazine"));
     assert_eq!(slabs(&cache).numbers().taken, 1, "the other one is back");
     heap.verify().unwrap();
