@@ -68,14 +68,17 @@ struct Workload {
     in_order: bool,
     /// As [`Heap::set_checks`] takes them.
     checks: &'static str,
+    /// The compiler knows the layout.
+    known: bool,
 }
 
 const fn workload(name: &'static str, size: usize, in_order: bool, checks: &'static str) -> Workload {
-    Workload { name, size, in_order, checks }
+    Workload { name, size, in_order, checks, known: false }
 }
 
-const WORKLOADS: [Workload; 15] = [
+const WORKLOADS: [Workload; 16] = [
     workload("none: the loop alone", 0, false, ""),
+    Workload { known: true, ..workload("64 bytes, known to the compiler", 64, false, "") },
     workload("64 bytes", 64, false, ""),
     workload("64 bytes, in order", 64, true, ""),
     workload("1024 bytes", 1024, false, ""),
@@ -99,6 +102,14 @@ fn run(workload: &Workload, pairs: usize) {
     let layout = black_box(layout(workload));
     if workload.size == 0 {
         return (0..pairs).for_each(|pair| _ = black_box((black_box(layout), black_box(pair), black_box(layout))));
+    }
+    if workload.known {
+        const KNOWN: Layout = Layout::new::<[u64; 8]>();
+        for _ in 0..pairs {
+            // SAFETY: the layout is not empty, and the block freed once.
+            unsafe { HEAP.dealloc(black_box(HEAP.alloc(KNOWN)), KNOWN) };
+        }
+        return;
     }
     let allocate = || {
         // SAFETY: the layout is not empty.

@@ -3,6 +3,7 @@
 //! A round is a constructed, free object, and where the state of its slot is; an arena's is an integer in the shape of one.
 
 use crate::sync::{AtomicPtr, AtomicU8, AtomicU32, Ordering::Relaxed};
+use core::cell::Cell;
 use core::ptr::NonNull;
 
 use super::shared::Caches;
@@ -207,12 +208,12 @@ impl Place {
 /// Invariants:
 /// 1. `limit` is 0, or as many bytes of rounds as the magazine has room for, all of which are initialised.
 /// 2. Where it is not 0, a round from `fill` on is that of an object whose slab has not left its cache since, or none.
-/// 3. `fill` is a multiple of the size of a round.
+/// 3. `fill` is a multiple of the size of a round. Only the CPU looks at it whose place this is.
 #[derive(Debug)]
 pub(super) struct Loaded {
     place: Place,
     /// Bytes of the rounds in the magazine; what it says itself is of no account here.
-    fill: AtomicU32,
+    fill: Cell<u32>,
     limit: AtomicU32,
 }
 
@@ -220,20 +221,20 @@ const ROUND: u32 = size_of::<Round>() as u32;
 
 impl Loaded {
     pub(super) const fn empty() -> Self {
-        Self { place: Place::empty(), fill: AtomicU32::new(0), limit: AtomicU32::new(0) }
+        Self { place: Place::empty(), fill: Cell::new(0), limit: AtomicU32::new(0) }
     }
 
     /// Takes the last round out, if there is one and `may` says so.
     #[inline]
     pub(super) fn pop_if(&self, may: impl FnOnce(Round) -> bool) -> Option<Round> {
-        let fill = self.fill.load(Relaxed).wrapping_sub(ROUND);
+        let fill = self.fill.get().wrapping_sub(ROUND);
         if fill >= self.limit.load(Relaxed) {
             return None;
         }
         // SAFETY: initialised (invariant 1).
         let last = unsafe { self.round(fill).read() };
         may(last).then(|| {
-            self.fill.store(fill, Relaxed);
+            self.fill.set(fill);
             last
         })
     }
@@ -241,7 +242,7 @@ impl Loaded {
     /// Puts the round of `object` back that was taken out last, if it is that one and `may` says so.
     #[inline]
     pub(super) fn push_again(&self, object: *mut u8, may: impl FnOnce(Round) -> bool) -> bool {
-        let fill = self.fill.load(Relaxed);
+        let fill = self.fill.get();
         if fill >= self.limit.load(Relaxed) {
             return false;
         }
@@ -249,7 +250,7 @@ impl Loaded {
         let next = unsafe { self.round(fill).read() };
         let pushed = core::ptr::eq(next.object, object) && may(next);
         if pushed {
-            self.fill.store(fill + ROUND, Relaxed);
+            self.fill.set(fill + ROUND);
         }
         pushed
     }
@@ -257,12 +258,12 @@ impl Loaded {
     /// Puts a round in, if there is room.
     #[inline]
     pub(super) fn push(&self, round: Round) -> bool {
-        let fill = self.fill.load(Relaxed);
+        let fill = self.fill.get();
         let has_room = fill < self.limit.load(Relaxed);
         if has_room {
             // SAFETY: the magazine has room for more than `fill` (invariant 1).
             unsafe { self.round(fill).write(round) };
-            self.fill.store(fill + ROUND, Relaxed);
+            self.fill.set(fill + ROUND);
         }
         has_room
     }
@@ -274,7 +275,7 @@ impl Loaded {
 
     /// Calls `look` with each round that was taken out and may be put back.
     pub(super) fn for_each_taken(&self, mut look: impl FnMut(Round)) {
-        for at in (self.fill.load(Relaxed)..self.limit.load(Relaxed)).step_by(ROUND as usize) {
+        for at in (self.fill.get()..self.limit.load(Relaxed)).step_by(ROUND as usize) {
             // SAFETY: initialised (invariant 1).
             let round = unsafe { self.round(at).read() };
             if round != Round::NONE {
@@ -307,7 +308,7 @@ impl Loaded {
 
     /// Puts a magazine in; there is none in it.
     pub(super) fn put(&self, magazine: Option<Magazine>) {
-        self.fill.store(magazine.as_ref().map_or(0, Magazine::len) as u32 * ROUND, Relaxed);
+        self.fill.set(magazine.as_ref().map_or(0, Magazine::len) as u32 * ROUND);
         self.place.put(magazine);
         self.reopen();
     }
@@ -315,9 +316,9 @@ impl Loaded {
     /// Calls `look` with the magazine in it, which it may change, too.
     pub(super) fn with<T>(&self, look: impl FnOnce(&Magazine) -> T) -> Option<T> {
         self.place.with(|magazine| {
-            magazine.body().rounds.store(self.fill.load(Relaxed) / ROUND, Relaxed);
+            magazine.body().rounds.store(self.fill.get() / ROUND, Relaxed);
             let result = look(magazine);
-            self.fill.store((magazine.len() as u32).wrapping_mul(ROUND), Relaxed);
+            self.fill.set((magazine.len() as u32).wrapping_mul(ROUND));
             result
         })
     }

@@ -10,15 +10,16 @@
 //!
 //! # The fast path
 //!
-//! It reads the CPU's number, goes to the CPU's own cache line, and pushes or pops a round of the loaded magazine; all of it
-//! with interrupts off, for the reasons that [`platform`](crate::platform) gives. It writes the CPU's line and its loaded
-//! magazine, which is the CPU's alone, and reads only what hardly ever changes: the table of the CPUs, whether the layer
-//! is on, the epoch of the slabs. So it takes no lock, and no line that another CPU writes. A round that was popped stays
-//! behind the last one: a free of its object, if that is the next, takes it back as it is and spares itself to find the
-//! slot. That holds as long as no slab of the cache has gone back since, which the *epoch* says, and no other magazine has
-//! become the loaded one. The layer above sets the state of the object's slot,
-//! a byte beside those of its neighbours in the slab, which as a rule are this CPU's too: see *home* in
-//! [`slabs`](super::slabs).
+//! It reads the CPU's number, goes to the CPU's own cache line, and pushes or pops a round of the loaded magazine, and changes
+//! the state of the object's slot, a byte beside those of its neighbours in the slab, which as a rule are this CPU's too: see
+//! *home* in [`slabs`](super::slabs). All of it is done with interrupts off, for the reasons that
+//! [`platform`](crate::platform) gives. What it writes is this CPU's alone, and it reads only one word that others write: the
+//! address of the CPUs' lines, which hardly ever changes. So it takes no lock, and waits for no line of another CPU. Where
+//! more is to be done, because objects are to be checked, that address is null.
+//!
+//! A round that was popped stays behind the last one: a free of its object, if that is the next, takes it back as it is, and
+//! spares itself to find the slot. It is forgotten when another magazine becomes the loaded one, and when a slab is about to
+//! leave the cache, which may be that of the object: then the line of every CPU is told.
 //!
 //! What can come in between has another number or waits: a handler of an interrupt is not started, and an NMI's has the
 //! number [`IN_NMI`](crate::platform::IN_NMI), with which it gets nothing here: its allocation goes to the slabs, and its
@@ -314,25 +315,30 @@ impl<P: Platform> Magazines<P> {
         if self.cpus.compare_exchange(null, cpus, Ordering::AcqRel, Ordering::Acquire).is_err() {
             // SAFETY: allocated above with this size; another CPU's came first.
             unsafe { shared.free_metadata(cpus.cast(), P::CPUS * size_of::<Cpu>()) };
+            return;
         }
-        self.show();
+        self.show(cpus);
     }
 
-    /// Says whether what is at hand is enough: from then on, on every CPU.
+    /// Says whether what is at hand is enough: from then on, on every CPU. Only one CPU does so at a time.
     pub(super) fn set_closed(&self, closed: bool) {
         self.closed.store(closed, Ordering::SeqCst);
-        self.show();
+        if closed {
+            self.at_hand.store(core::ptr::null_mut(), Ordering::SeqCst);
+        } else {
+            self.show(self.cpus.load(Ordering::Acquire));
+        }
     }
 
-    fn show(&self) {
-        loop {
-            let closed = self.closed.load(Ordering::SeqCst);
-            let cpus = if closed { core::ptr::null_mut() } else { self.cpus.load(Ordering::Acquire) };
-            self.at_hand.store(cpus, Ordering::SeqCst);
-            // Several may be here. Who has changed it after this looked has not stored yet.
-            if self.closed.load(Ordering::SeqCst) == closed {
+    fn show(&self, cpus: *mut Cpu) {
+        self.at_hand.store(cpus, Ordering::SeqCst);
+        // Who has closed it before this looks may have done so before the store; and who opens it then, before this one.
+        while self.closed.load(Ordering::SeqCst) {
+            self.at_hand.store(core::ptr::null_mut(), Ordering::SeqCst);
+            if self.closed.load(Ordering::SeqCst) {
                 return;
             }
+            self.at_hand.store(cpus, Ordering::SeqCst);
         }
     }
 

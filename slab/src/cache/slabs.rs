@@ -17,23 +17,24 @@
 //! 1. A slab is in the list of its band, which is that of its used slots, and in the list of all slabs; nothing else is.
 //! 2. Every frame of a slab has a record that names this cache, and from the first frame's one finds the header.
 
+mod find;
+mod leave;
 mod nmi;
+mod verify;
 
 use core::fmt;
 
 use super::geometry::Geometry;
-use super::magazine::Round;
 use super::shared::Caches;
-use super::slab::{AUDITED, BY_FULLNESS, CACHED, FREE, OF_ALL, RAW, Slab, change};
+use super::slab::{AUDITED, BY_FULLNESS, CACHED, FREE, OF_ALL, Slab};
 use super::{AllocError, InitFailed};
 use crate::fault::Fault;
-use crate::frames::{Deferred, Frame, Frames, Owner, SlabOwner};
+use crate::frames::{Deferred, Frame, Frames, SlabOwner};
 use crate::lock::{IrqLock, Level, OwnLines};
-use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
-use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::Ordering::{Relaxed, Release};
 use crate::sync::{AtomicU8, AtomicU32};
-use crate::verify::Broken;
+pub(crate) use leave::Leaving;
 
 /// Partial slabs are told apart by this many degrees of fullness.
 const BANDS: usize = 8;
@@ -343,96 +344,6 @@ impl<P: Platform> Slabs<P> {
         self.state.lock_to_report().map_or_else(Numbers::default, |state| state.numbers)
     }
 
-    /// The object that `pointer` is in or would be, and its slot, where that is in a slab of this cache.
-    pub(crate) fn around(&self, frames: &Frames<P>, pointer: *const u8) -> Option<(*mut u8, usize)> {
-        let first = self.first_of(frames, pointer)?;
-        // SAFETY: the record says that it is a slab of this cache.
-        let slab = unsafe { self.slab(frames, first) };
-        let slot = pointer.addr().checked_sub(slab.object(0).addr())? / self.geometry.stride;
-        (slot < self.geometry.slots).then(|| (slab.object(slot), slot))
-    }
-
-    /// The slab and slot of an object of this cache.
-    ///
-    /// Needs no lock where the object is not free: its slab then stays. Of any other pointer it says at once that it is
-    /// no object of this cache, or it reads a state that is no [`USED`].
-    #[inline]
-    pub(crate) fn find(&self, frames: &Frames<P>, object: *const u8) -> Result<(Slab<'_>, usize), Fault> {
-        let first = self.first_of(frames, object).ok_or_else(|| frames.fault_of(object))?;
-        // SAFETY: the record says that it is a slab of this cache.
-        let slab = unsafe { self.slab(frames, first) };
-        let slot = slab.slot_of(object).ok_or(Fault::BadBase)?;
-        Ok((slab, slot))
-    }
-
-    /// The state of the slot of an object; `None` where [`find`](Self::find) says that there is none.
-    pub(crate) fn state(&self, frames: &Frames<P>, object: *const u8) -> Option<&AtomicU8> {
-        let first = self.first_of(frames, object)?;
-        // SAFETY: the record says that it is a slab of this cache.
-        let slab = unsafe { self.slab(frames, first) };
-        slab.states().get(slab.slot_of(object)?)
-    }
-
-    /// The round for an object that is not free, and the state of its slot; `None` as above, or where only
-    /// [`round_of`](Self::round_of) can say.
-    #[inline]
-    pub(crate) fn round_near(&self, frames: &Frames<P>, object: *mut u8) -> Option<(Round, &AtomicU8)> {
-        let (offset, memory) = frames.offset_in_slab(object, self.near)?;
-        let start = offset & !(FRAME_SIZE - 1);
-        let header = memory.wrapping_add(start + self.geometry.header_offset);
-        // SAFETY: the record says that it is a slab of this cache, one frame with its header in it.
-        let state = unsafe { Slab::state_at(header, &self.geometry, offset - start) }?;
-        Some((Round { object, state }, state))
-    }
-
-    /// The same for any object.
-    pub(crate) fn round_of(&self, frames: &Frames<P>, object: *mut u8) -> Option<(Round, &AtomicU8)> {
-        let state = self.state(frames, object)?;
-        Some((Round { object, state }, state))
-    }
-
-    /// Changes the state of the slot of a round, which is in a magazine or was taken out of it, if it is `from`. Interrupts
-    /// are off, or this has the object for itself.
-    #[inline]
-    pub(crate) fn change(&self, frames: &Frames<P>, round: Round, from: u8, to: u8) -> bool {
-        // SAFETY: the slab has not left the cache, so the state is there: the object is not free, or the magazine would have
-        // forgotten it.
-        self.is_sound(frames, round) && change(unsafe { &*round.state }, from, to)
-    }
-
-    /// Whether nothing has written over a round. Debug builds look; others believe it, which spares them half of the work.
-    #[inline]
-    pub(crate) fn is_sound(&self, frames: &Frames<P>, round: Round) -> bool {
-        !cfg!(debug_assertions)
-            || self.state(frames, round.object).is_some_and(|state| core::ptr::eq(state, round.state))
-    }
-
-    fn first_of(&self, frames: &Frames<P>, object: *const u8) -> Option<Frame> {
-        let frame = frames.frame_of(object)?;
-        frames.is_in_slab(frame, self.owner).then(|| self.geometry.first_of(frame))
-    }
-
-    /// The slab at `first`.
-    ///
-    /// # Safety
-    ///
-    /// It is a slab of this cache, and stays one while this is used.
-    #[inline]
-    unsafe fn slab(&self, frames: &Frames<P>, first: Frame) -> Slab<'_> {
-        let start = frames.pointer(first);
-        // SAFETY: passed on to the caller; every slab of a cache has its geometry.
-        unsafe { Slab::at(start, self.header(frames, first, start), &self.geometry) }
-    }
-
-    #[inline]
-    fn header(&self, frames: &Frames<P>, first: Frame, start: *mut u8) -> *mut u8 {
-        if !self.geometry.off_slab {
-            return start.wrapping_add(self.geometry.header_offset);
-        }
-        let (frame, offset) = frames.slab_header(first);
-        frames.pointer(frame).wrapping_add(offset as usize)
-    }
-
     /// A slab in no list, from new page frames.
     fn create(&self, shared: &Caches<P>) -> Option<Frame> {
         let frames = shared.frames();
@@ -463,45 +374,6 @@ impl<P: Platform> Slabs<P> {
         let colour = state.colour;
         state.colour = (colour + 1) % self.geometry.colours;
         colour * self.geometry.align as u32
-    }
-
-    /// Takes empty slabs out of their lists until `keep` are left.
-    fn detach_empty<'a>(&'a self, shared: &'a Caches<P>, state: &mut State, keep: usize) -> Leaving<'a, P> {
-        let frames = shared.frames();
-        let mut detached = None;
-        while state.numbers.empty > keep && self.walks.load(Acquire) == 0 {
-            let Some(first) = state.lists[EMPTY] else { break };
-            // SAFETY: what is in a list is a slab of this cache.
-            let slab = unsafe { self.slab(frames, first) };
-            self.unlink(state, frames, EMPTY, first, slab);
-            self.unlink(state, frames, ALL, first, slab);
-            slab.set_next(OF_ALL, detached.replace(first));
-            state.numbers.empty -= 1;
-            state.numbers.slabs -= 1;
-        }
-        Leaving { slabs: self, shared, first: detached }
-    }
-
-    /// Gives the memory of a detached slab back, in which no object is constructed.
-    fn release(&self, shared: &Caches<P>, first: Frame) {
-        let frames = shared.frames();
-        let header = self.header(frames, first, frames.pointer(first));
-        frames.free_slab(first, self.geometry.frames);
-        if self.geometry.off_slab {
-            // SAFETY: allocated with this size in `create`; the slab is gone.
-            unsafe { shared.free_metadata(header, self.geometry.header_bytes()) };
-        }
-    }
-
-    fn destroy_objects(&self, slab: Slab<'_>) {
-        let Some(lifecycle) = self.lifecycle else { return };
-        for (slot, state) in slab.states().iter().enumerate() {
-            // First the state, so that a destructor that panics is not called again.
-            if state.swap(RAW, Relaxed) == FREE {
-                // SAFETY: the object is constructed, free, and in a slab that only we know.
-                unsafe { (lifecycle.fini)(slab.object(slot)) };
-            }
-        }
     }
 
     /// Puts an empty slab that is in no list into its two lists.
@@ -623,70 +495,6 @@ impl<P: Platform> Slabs<P> {
         let state = &mut *self.state.lock();
         change(&mut state.filled, &mut state.numbers.empty);
     }
-
-    /// Checks the invariants of all slabs.
-    pub(crate) fn verify(&self, frames: &Frames<P>) -> Result<(), Broken> {
-        let state = self.state.lock();
-        let broken = |what: &'static str| Broken::Cache { id: self.id, what };
-        let (mut slabs, mut taken) = (0, 0);
-        for list in (0..LISTS).filter(|&list| list != ALL) {
-            self.verify_list(&state, frames, list, |slab| {
-                slabs += 1;
-                taken += slab.used();
-                if !slab.is_consistent() {
-                    return Err("the used count or the summary of a slab is not that of its slots");
-                }
-                let band = self.band_of(slab);
-                let right = slab.list() == list
-                    && (band == list
-                        || list >= HOME && (EMPTY + 1..FULL).contains(&band) && slab.next(BY_FULLNESS).is_none());
-                if right { Ok(()) } else { Err("a slab is in the list of another fullness") }
-            })
-            .map_err(broken)?;
-            if list == EMPTY && slabs != state.numbers.empty {
-                return Err(broken("the number of empty slabs is wrong"));
-            }
-        }
-        let mut all = 0;
-        self.verify_list(&state, frames, ALL, |_| {
-            all += 1;
-            Ok(())
-        })
-        .map_err(broken)?;
-        if (slabs, all, taken) != (state.numbers.slabs, state.numbers.slabs, state.numbers.taken) {
-            return Err(broken("the number of slabs or of objects is not that of the lists"));
-        }
-        Ok(())
-    }
-
-    /// Checks the links of a list and the records of its slabs, and calls `check` with each slab.
-    fn verify_list(
-        &self,
-        state: &State,
-        frames: &Frames<P>,
-        list: usize,
-        mut check: impl FnMut(Slab<'_>) -> Result<(), &'static str>,
-    ) -> Result<(), &'static str> {
-        if state.lists[list].is_some() != (state.filled & 1 << list != 0) {
-            return Err("the bit of a list does not say whether it has a slab");
-        }
-        let (mut position, mut previous) = (state.lists[list], None);
-        while let Some(first) = position {
-            for offset in 0..self.geometry.frames {
-                if !matches!(frames.owner(first.offset(offset)), Owner::Slab { cache, .. } if cache == self.id) {
-                    return Err("a frame of a slab does not name its cache");
-                }
-            }
-            // SAFETY: its records say that it is a slab of this cache.
-            let slab = unsafe { self.slab(frames, first) };
-            if slab.previous(links_of(list)) != previous {
-                return Err("a slab does not link back to the one before it");
-            }
-            check(slab)?;
-            (previous, position) = (position, slab.next(links_of(list)));
-        }
-        Ok(())
-    }
 }
 
 /// The list of the home that the CPU has which this runs on.
@@ -698,51 +506,6 @@ fn home_of_this_cpu<P: Platform>() -> Option<usize> {
 /// Which links of its header a slab uses in a list.
 const fn links_of(list: usize) -> usize {
     if list == ALL { OF_ALL } else { BY_FULLNESS }
-}
-
-/// Empty slabs on their way back to the page frames, out of their lists, linked by their headers. Those that are left when
-/// this is dropped, because a destructor or a report has panicked, go back into the lists.
-#[must_use = "they are to be released"]
-pub(crate) struct Leaving<'a, P: Platform> {
-    slabs: &'a Slabs<P>,
-    shared: &'a Caches<P>,
-    first: Option<Frame>,
-}
-
-impl<P: Platform> Leaving<'_, P> {
-    pub(crate) fn are_none(&self) -> bool {
-        self.first.is_none()
-    }
-
-    /// Destroys what is constructed in the slabs, and gives them back. Returns how many page frames they had.
-    pub(crate) fn release(mut self) -> usize {
-        let (slabs, frames) = (self.slabs, self.shared.frames());
-        let mut released = 0;
-        while let Some(first) = self.first {
-            // SAFETY: out of its lists but not freed yet, so it is ours alone.
-            let slab = unsafe { slabs.slab(frames, first) };
-            slabs.destroy_objects(slab);
-            self.first = slab.next(OF_ALL);
-            slabs.release(self.shared, first);
-            released += 1;
-        }
-        if released > 0 {
-            let mut state = slabs.state.lock();
-            state.numbers.released = state.numbers.released.wrapping_add(released as u64);
-        }
-        released * slabs.geometry.frames as usize
-    }
-}
-
-impl<P: Platform> Drop for Leaving<'_, P> {
-    fn drop(&mut self) {
-        let (slabs, frames) = (self.slabs, self.shared.frames());
-        while let Some(first) = self.first {
-            // SAFETY: a slab of this cache, out of its lists.
-            self.first = unsafe { slabs.slab(frames, first) }.next(OF_ALL);
-            slabs.attach(&mut slabs.state.lock(), frames, first);
-        }
-    }
 }
 
 /// Somebody goes over the list of all slabs: until this is dropped, none leaves it. New ones come before the first.

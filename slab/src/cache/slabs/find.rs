@@ -1,0 +1,102 @@
+//! From a pointer to the slot that it is in, and from a slab to its header.
+
+use super::Slabs;
+use crate::cache::magazine::Round;
+use crate::cache::slab::{Slab, change};
+use crate::fault::Fault;
+use crate::frames::{Frame, Frames};
+use crate::memory::FRAME_SIZE;
+use crate::platform::Platform;
+use crate::sync::AtomicU8;
+
+impl<P: Platform> Slabs<P> {
+    /// The object that `pointer` is in or would be, and its slot, where that is in a slab of this cache.
+    pub(crate) fn around(&self, frames: &Frames<P>, pointer: *const u8) -> Option<(*mut u8, usize)> {
+        let first = self.first_of(frames, pointer)?;
+        // SAFETY: the record says that it is a slab of this cache.
+        let slab = unsafe { self.slab(frames, first) };
+        let slot = pointer.addr().checked_sub(slab.object(0).addr())? / self.geometry.stride;
+        (slot < self.geometry.slots).then(|| (slab.object(slot), slot))
+    }
+
+    /// The slab and slot of an object of this cache.
+    ///
+    /// Needs no lock where the object is not free: its slab then stays. Of any other pointer it says at once that it is
+    /// no object of this cache, or it reads a state that is no [`USED`].
+    #[inline]
+    pub(crate) fn find(&self, frames: &Frames<P>, object: *const u8) -> Result<(Slab<'_>, usize), Fault> {
+        let first = self.first_of(frames, object).ok_or_else(|| frames.fault_of(object))?;
+        // SAFETY: the record says that it is a slab of this cache.
+        let slab = unsafe { self.slab(frames, first) };
+        let slot = slab.slot_of(object).ok_or(Fault::BadBase)?;
+        Ok((slab, slot))
+    }
+
+    /// The state of the slot of an object; `None` where [`find`](Self::find) says that there is none.
+    pub(crate) fn state(&self, frames: &Frames<P>, object: *const u8) -> Option<&AtomicU8> {
+        let first = self.first_of(frames, object)?;
+        // SAFETY: the record says that it is a slab of this cache.
+        let slab = unsafe { self.slab(frames, first) };
+        slab.states().get(slab.slot_of(object)?)
+    }
+
+    /// The round for an object that is not free, and the state of its slot; `None` as above, or where only
+    /// [`round_of`](Self::round_of) can say.
+    #[inline]
+    pub(crate) fn round_near(&self, frames: &Frames<P>, object: *mut u8) -> Option<(Round, &AtomicU8)> {
+        let (offset, memory) = frames.offset_in_slab(object, self.near)?;
+        let start = offset & !(FRAME_SIZE - 1);
+        let header = memory.wrapping_add(start + self.geometry.header_offset);
+        // SAFETY: the record says that it is a slab of this cache, one frame with its header in it.
+        let state = unsafe { Slab::state_at(header, &self.geometry, offset - start) }?;
+        Some((Round { object, state }, state))
+    }
+
+    /// The same for any object.
+    pub(crate) fn round_of(&self, frames: &Frames<P>, object: *mut u8) -> Option<(Round, &AtomicU8)> {
+        let state = self.state(frames, object)?;
+        Some((Round { object, state }, state))
+    }
+
+    /// Changes the state of the slot of a round, which is in a magazine or was taken out of it, if it is `from`. Interrupts
+    /// are off, or this has the object for itself.
+    #[inline]
+    pub(crate) fn change(&self, frames: &Frames<P>, round: Round, from: u8, to: u8) -> bool {
+        // SAFETY: the slab has not left the cache, so the state is there: the object is not free, or the magazine would have
+        // forgotten it.
+        self.is_sound(frames, round) && change(unsafe { &*round.state }, from, to)
+    }
+
+    /// Whether nothing has written over a round. Debug builds look; others believe it, which spares them half of the work.
+    #[inline]
+    fn is_sound(&self, frames: &Frames<P>, round: Round) -> bool {
+        !cfg!(debug_assertions)
+            || self.state(frames, round.object).is_some_and(|state| core::ptr::eq(state, round.state))
+    }
+
+    pub(super) fn first_of(&self, frames: &Frames<P>, object: *const u8) -> Option<Frame> {
+        let frame = frames.frame_of(object)?;
+        frames.is_in_slab(frame, self.owner).then(|| self.geometry.first_of(frame))
+    }
+
+    /// The slab at `first`.
+    ///
+    /// # Safety
+    ///
+    /// It is a slab of this cache, and stays one while this is used.
+    #[inline]
+    pub(super) unsafe fn slab(&self, frames: &Frames<P>, first: Frame) -> Slab<'_> {
+        let start = frames.pointer(first);
+        // SAFETY: passed on to the caller; every slab of a cache has its geometry.
+        unsafe { Slab::at(start, self.header(frames, first, start), &self.geometry) }
+    }
+
+    #[inline]
+    pub(super) fn header(&self, frames: &Frames<P>, first: Frame, start: *mut u8) -> *mut u8 {
+        if !self.geometry.off_slab {
+            return start.wrapping_add(self.geometry.header_offset);
+        }
+        let (frame, offset) = frames.slab_header(first);
+        frames.pointer(frame).wrapping_add(offset as usize)
+    }
+}
