@@ -294,6 +294,8 @@ pub enum When {
     Ignored = 1,
     /// Never in a run of the suite: it breaks the report or the kernel on purpose, for the tests of the host side.
     Broken = 2,
+    /// Only where instructions are counted (`--bench`): it says how many operations take.
+    Bench = 3,
 }
 
 #[cfg(test)]

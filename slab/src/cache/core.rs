@@ -166,14 +166,14 @@ impl<P: Platform> Core<P> {
     /// An object that this CPU has at hand, where there is nothing to do but to hand it out.
     #[inline]
     pub(crate) fn allocate_at_hand(&self, shared: &Caches<P>) -> Option<NonNull<u8>> {
-        if self.injection.is_armed() {
+        if !self.checks().is_empty() || self.injection.is_armed() {
             return None;
         }
         let mark = |round| self.slabs.change(shared.frames(), round, CACHED, USED);
         let round = {
             // So that on this CPU nothing comes between.
             let _interrupts = Interrupts::<P>::disable();
-            self.magazines.at_hand()?.pop_if(mark)?
+            self.magazines.here()?.pop_if(mark)?
         };
         self.injection.count();
         // SAFETY: an object is somewhere.
@@ -197,7 +197,7 @@ impl<P: Platform> Core<P> {
 
     #[inline]
     fn free_here(&self, shared: &Caches<P>, object: *mut u8) -> Outcome {
-        let Some(cpu) = self.magazines.at_hand() else { return Outcome::Untouched };
+        let Some(cpu) = self.magazines.here() else { return Outcome::Untouched };
         if cpu.push_again(object, |round| self.slabs.change(shared.frames(), round, USED, CACHED)) {
             return Outcome::Kept;
         }

@@ -163,12 +163,13 @@ static NONE: Body =
 /// A place for a magazine.
 ///
 /// Invariant: it points to a magazine that is in no other place, or to [`NONE`].
+/// Only the CPU looks at it whose place this is.
 #[derive(Debug)]
-pub(super) struct Place(AtomicPtr<Body>);
+pub(super) struct Place(Cell<NonNull<Body>>);
 
 impl Place {
     pub(super) const fn empty() -> Self {
-        Self(AtomicPtr::new((&raw const NONE).cast_mut()))
+        Self(Cell::new(NonNull::from_ref(&NONE)))
     }
 
     /// Takes the magazine out, if there is one.
@@ -180,8 +181,7 @@ impl Place {
 
     /// Puts a magazine in; there is none in it.
     pub(super) fn put(&self, magazine: Option<Magazine>) {
-        let body = magazine.map_or((&raw const NONE).cast_mut(), |magazine| magazine.0.as_ptr());
-        self.0.store(body, Relaxed);
+        self.0.set(magazine.map_or(NonNull::from_ref(&NONE), |magazine| magazine.0));
     }
 
     /// Calls `look` with the magazine in it.
@@ -197,8 +197,7 @@ impl Place {
     /// The magazine, or what stands for it.
     #[inline]
     fn magazine(&self) -> Magazine {
-        // SAFETY: the invariant: it is never null.
-        Magazine(unsafe { NonNull::new_unchecked(self.0.load(Relaxed)) })
+        Magazine(self.0.get())
     }
 }
 
@@ -327,7 +326,7 @@ impl Loaded {
 /// Magazines one behind the other.
 #[derive(Debug)]
 pub(super) struct List {
-    first: Place,
+    first: AtomicPtr<Body>,
     length: usize,
     /// The shortest that it was since the interval began: so many it did without.
     shortest: usize,
@@ -335,25 +334,28 @@ pub(super) struct List {
 
 impl List {
     pub(super) const fn new() -> Self {
-        Self { first: Place::empty(), length: 0, shortest: 0 }
+        Self { first: AtomicPtr::new(core::ptr::null_mut()), length: 0, shortest: 0 }
     }
 
     pub(super) fn push(&mut self, magazine: Magazine) {
-        let next = self.first.take().map_or(core::ptr::null_mut(), |next| next.0.as_ptr());
-        magazine.body().next.store(next, Relaxed);
-        self.first.put(Some(magazine));
+        magazine.body().next.store(self.first.load(Relaxed), Relaxed);
+        self.first.store(magazine.0.as_ptr(), Relaxed);
         self.length += 1;
     }
 
     /// The first magazine. One that is not sound is the last, since nobody knows what follows it.
     pub(super) fn pop<P: Platform>(&mut self, shared: &Caches<P>) -> Option<Magazine> {
-        let magazine = self.first.take()?;
+        let magazine = self.first()?;
         let next = NonNull::new(magazine.body().next.load(Relaxed)).map(Magazine);
         let next = next.filter(|next| magazine.is_sound(shared) && shared.metadata_size(next.address()).is_some());
         self.length = if next.is_some() { self.length - 1 } else { 0 };
-        self.first.put(next);
+        self.first.store(next.map_or(core::ptr::null_mut(), |next| next.0.as_ptr()), Relaxed);
         self.shortest = self.shortest.min(self.length);
         Some(magazine)
+    }
+
+    fn first(&self) -> Option<Magazine> {
+        NonNull::new(self.first.load(Relaxed)).map(Magazine)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -367,7 +369,7 @@ impl List {
 
     /// Calls `look` with each.
     pub(super) fn for_each(&self, mut look: impl FnMut(&Magazine)) {
-        let mut next = self.first.get();
+        let mut next = self.first();
         while let Some(magazine) = next {
             look(&magazine);
             next = NonNull::new(magazine.body().next.load(Relaxed)).map(Magazine);

@@ -13,9 +13,8 @@
 //! It reads the CPU's number, goes to the CPU's own cache line, and pushes or pops a round of the loaded magazine, and changes
 //! the state of the object's slot, a byte beside those of its neighbours in the slab, which as a rule are this CPU's too: see
 //! *home* in [`slabs`](super::slabs). All of it is done with interrupts off, for the reasons that
-//! [`platform`](crate::platform) gives. What it writes is this CPU's alone, and it reads only one word that others write: the
-//! address of the CPUs' lines, which hardly ever changes. So it takes no lock, and waits for no line of another CPU. Where
-//! more is to be done, because objects are to be checked, that address is null.
+//! [`platform`](crate::platform) gives. What it writes is this CPU's alone, and it reads only what hardly ever changes: the
+//! table of the CPUs, and whether objects are checked. So it takes no lock, and waits for no line of another CPU.
 //!
 //! A round that was popped stays behind the last one: a free of its object, if that is the next, takes it back as it is, and
 //! spares itself to find the slot. It is forgotten when another magazine becomes the loaded one, and when a slab is about to
@@ -38,7 +37,7 @@ use crate::fault::Fault;
 use crate::lock::{Interrupts, IrqGuard, IrqLock, Level, OwnLines};
 use crate::platform::{Platform, in_nmi};
 use crate::sync::Ordering::Relaxed;
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Counter, Ordering};
+use crate::sync::{AtomicPtr, AtomicU8, AtomicU32, Counter, Ordering};
 
 /// How often a free goes around before it leaves the round to the layer below.
 const ATTEMPTS: usize = 3;
@@ -47,10 +46,6 @@ const ATTEMPTS: usize = 3;
 pub(crate) struct Magazines<P> {
     /// `P::CPUS` of them; null until the first free that finds memory for them.
     cpus: AtomicPtr<Cpu>,
-    /// The same for those who do no more than what can be done at once; null where that is not enough.
-    at_hand: AtomicPtr<Cpu>,
-    /// It is not enough.
-    closed: AtomicBool,
     shared: OwnLines<Shared<P>>,
     /// The kind that is made now.
     kind: AtomicU8,
@@ -122,8 +117,6 @@ impl<P> Magazines<P> {
         let depot = Depot { full: List::new(), empty: List::new() };
         Self {
             cpus: AtomicPtr::new(core::ptr::null_mut()),
-            at_hand: AtomicPtr::new(core::ptr::null_mut()),
-            closed: AtomicBool::new(false),
             shared: OwnLines(Shared { depot: IrqLock::ordered(Level::Depot, depot), contention: AtomicU32::new(0) }),
             kind: AtomicU8::new(first),
             largest,
@@ -315,51 +308,18 @@ impl<P: Platform> Magazines<P> {
         if self.cpus.compare_exchange(null, cpus, Ordering::AcqRel, Ordering::Acquire).is_err() {
             // SAFETY: allocated above with this size; another CPU's came first.
             unsafe { shared.free_metadata(cpus.cast(), P::CPUS * size_of::<Cpu>()) };
-            return;
-        }
-        self.show(cpus);
-    }
-
-    /// Says whether what is at hand is enough: from then on, on every CPU. Only one CPU does so at a time.
-    pub(super) fn set_closed(&self, closed: bool) {
-        self.closed.store(closed, Ordering::SeqCst);
-        if closed {
-            self.at_hand.store(core::ptr::null_mut(), Ordering::SeqCst);
-        } else {
-            self.show(self.cpus.load(Ordering::Acquire));
         }
     }
 
-    fn show(&self, cpus: *mut Cpu) {
-        self.at_hand.store(cpus, Ordering::SeqCst);
-        // Who has closed it before this looks may have done so before the store; and who opens it then, before this one.
-        while self.closed.load(Ordering::SeqCst) {
-            self.at_hand.store(core::ptr::null_mut(), Ordering::SeqCst);
-            if self.closed.load(Ordering::SeqCst) {
-                return;
-            }
-            self.at_hand.store(cpus, Ordering::SeqCst);
-        }
-    }
-
-    /// What the CPU has on which this runs, as long as interrupts are off, where nothing else is to be done.
+    /// What the CPU has on which this runs, as long as interrupts are off.
     #[inline]
-    pub(super) fn at_hand(&self) -> Option<&Cpu> {
-        Self::cpu_of(&self.at_hand, P::current_cpu())
-    }
-
-    /// The same in any case.
-    fn here(&self) -> Option<&Cpu> {
+    pub(super) fn here(&self) -> Option<&Cpu> {
         self.cpu(P::current_cpu())
     }
 
-    fn cpu(&self, number: usize) -> Option<&Cpu> {
-        Self::cpu_of(&self.cpus, number)
-    }
-
     #[inline]
-    fn cpu_of(cpus: &AtomicPtr<Cpu>, number: usize) -> Option<&Cpu> {
-        let cpus = cpus.load(Ordering::Acquire);
+    fn cpu(&self, number: usize) -> Option<&Cpu> {
+        let cpus = self.cpus.load(Ordering::Acquire);
         if number >= P::CPUS || cpus.is_null() {
             return None;
         }

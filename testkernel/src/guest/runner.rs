@@ -25,6 +25,7 @@ pub(super) static REPORT: IrqLock<Cpus, Report> = IrqLock::new(Report::new());
 /// - `test!(name, stops_with = "panic: ...")`: it passes only if it stops the kernel with exactly this headline;
 /// - `test!(name, cpus = 2, stops_with = "...")`: the same, on a machine with so many CPUs at least;
 /// - `test!(name, ignored)`: runs on request only;
+/// - `test!(name, bench)`: counts instructions;
 /// - `test!(name, broken)`: breaks the report on purpose.
 macro_rules! test {
     ($name:ident) => { $crate::guest::runner::test!(@ $name, "", Always, 1); };
@@ -33,6 +34,7 @@ macro_rules! test {
         $crate::guest::runner::test!(@ $name, $headline, Always, $cpus);
     };
     ($name:ident, ignored) => { $crate::guest::runner::test!(@ $name, "", Ignored, 1); };
+    ($name:ident, bench) => { $crate::guest::runner::test!(@ $name, "", Bench, 1); };
     ($name:ident, broken) => { $crate::guest::runner::test!(@ $name, "", Broken, 1); };
     (@ $name:ident, $stops_with:expr, $when:ident, $cpus:literal) => {
         const _: () = {

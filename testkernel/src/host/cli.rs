@@ -35,6 +35,10 @@ pub struct Args {
     #[arg(long, value_name = "WHAT", value_enum, conflicts_with_all = ["filters", "list", "boot", "check", "ktap", "gdb"])]
     pub demo: Option<Demo>,
 
+    /// Count the instructions of operations, and compare them with those of the last change
+    #[arg(long, conflicts_with_all = ["demo", "check", "ignored", "include_ignored", "broken", "gdb"])]
+    pub bench: bool,
+
     /// Print only the table of the demo, for a Markdown file
     #[arg(long, requires = "demo")]
     pub markdown: bool,
@@ -89,9 +93,21 @@ impl Args {
         Ok(self)
     }
 
+    /// Whether no test is left out by its name.
+    pub fn picks_all(&self) -> bool {
+        self.filters.is_empty()
+    }
+
+    /// Whether instructions are counted instead of time.
+    pub fn counts(&self) -> bool {
+        self.icount || self.bench
+    }
+
     /// Whether these arguments pick `test`.
     pub fn selects(&self, test: &GuestTest) -> bool {
         let wanted = match test.when {
+            _ if self.bench => test.when == When::Bench,
+            When::Bench => self.list,
             When::Always => !self.ignored,
             When::Ignored => self.ignored || self.include_ignored || self.list,
             When::Broken => self.broken,
@@ -109,7 +125,7 @@ impl Args {
 
     /// How long a boot may make no progress; `None` under a debugger.
     pub fn patience(&self) -> Option<Duration> {
-        let slow = self.icount && self.boot != BootPath::Pvh;
+        let slow = self.counts() && self.boot != BootPath::Pvh;
         let seconds = self.timeout.unwrap_or(if slow { 300 } else { 60 });
         (!self.gdb).then_some(Duration::from_secs(seconds))
     }
@@ -265,7 +281,12 @@ mod tests {
 
     #[test]
     fn slow_and_broken_tests_run_only_on_request() {
-        let tests = [test("a::fast", When::Always), test("a::slow", When::Ignored), test("b::broken", When::Broken)];
+        let tests = [
+            test("a::fast", When::Always),
+            test("a::slow", When::Ignored),
+            test("b::broken", When::Broken),
+            test("c::count", When::Bench),
+        ];
         let picked = |line: &str| {
             let args = args(line).unwrap();
             tests.iter().filter(|test| args.selects(test)).map(|test| test.name.as_str()).collect::<Vec<_>>()
@@ -273,7 +294,9 @@ mod tests {
         assert_eq!(picked(""), ["a::fast"]);
         assert_eq!(picked("--ignored"), ["a::slow"]);
         assert_eq!(picked("--include-ignored"), ["a::fast", "a::slow"]);
-        assert_eq!(picked("--list"), ["a::fast", "a::slow"]);
+        assert_eq!(picked("--list"), ["a::fast", "a::slow", "c::count"]);
+        assert_eq!(picked("--bench"), ["c::count"]);
+        assert!(picked("--bench fast").is_empty());
         assert_eq!(picked("--broken b:: fast"), ["a::fast", "b::broken"]);
         assert!(picked("slow").is_empty());
     }

@@ -64,7 +64,8 @@ fn records<'a>(section: &[u8], bytes_at: impl Fn(u64, u64) -> Option<&'a [u8]>) 
         let name = text(number, name, name_len)?.to_owned();
         ensure!(!name.is_empty(), "test {number} has no name");
         let stops_with = Some(text(number, report, report_len)?.to_owned()).filter(|report| !report.is_empty());
-        let Some(when) = [When::Always, When::Ignored, When::Broken].into_iter().find(|&known| known as u64 == when)
+        let Some(when) =
+            [When::Always, When::Ignored, When::Broken, When::Bench].into_iter().find(|&known| known as u64 == when)
         else {
             bail!("test {name} is of kind {when}, which is unknown");
         };
@@ -114,7 +115,7 @@ mod tests {
             (&[BASE, u64::MAX, 1, 0, 0, 0, 1], "outside the file"),
             (&[BASE + 20, 2, 1, 0, 0, 0, 1], "not UTF-8"),
             (&[BASE, 0, 1, 0, 0, 0, 1], "no name"),
-            (&[BASE, 6, 1, 0, 0, 3, 1], "kind 3"),
+            (&[BASE, 6, 1, 0, 0, 4, 1], "kind 4"),
             (&[BASE, 6, 1, 0, 0, 0, 1 << 16], "wants 65536 CPUs"),
             (&[one, one].concat(), "two tests are called b::two"),
         ] {

@@ -27,12 +27,12 @@ pub fn workspace() -> Result<&'static Path> {
     ))
 }
 
-/// Builds the kernel as this program was built, for debugging or for release. Gives its ELF file.
-pub fn kernel(library: StandardLibrary) -> Result<PathBuf> {
+/// Builds the kernel, for debugging or for release. Gives its ELF file.
+pub fn kernel(library: StandardLibrary, release: bool) -> Result<PathBuf> {
     let mut command = cargo()?;
     command.args(["build", "--package", "testkernel", "--bin", "testkernel", "--target", TARGET]);
     command.arg("--message-format=json-render-diagnostics");
-    if !cfg!(debug_assertions) {
+    if release {
         command.arg("--release");
     }
     if library == StandardLibrary::Sources {

@@ -2,7 +2,8 @@
 //!
 //! [`setup`] finds and installs what the machine lacks, [`kernel_build`] builds, [`elf`] lists the tests, [`suite`]
 //! plans the boots, [`ramdisk`] makes what the kernel gets along, [`mod@qemu`] is the machine, [`report`] judges what a boot
-//! says, [`lines`] adds where in the sources that is, [`show`] prints. [`demo`] shows what becomes of misuse.
+//! says, [`lines`] adds where in the sources that is, [`show`] prints. [`demo`] shows what becomes of misuse, and [`bench`]
+//! judges counts of instructions.
 
 use std::{
     env,
@@ -23,6 +24,7 @@ use self::{
 };
 use crate::protocol::When;
 
+pub mod bench;
 pub mod cli;
 pub mod demo;
 pub mod elf;
@@ -47,9 +49,13 @@ pub struct Kernel {
     pub tests: Vec<GuestTest>,
 }
 
-/// Builds the kernel, and installs what that takes.
+/// Builds the kernel, and installs what that takes: for debugging or for release, as this program was built.
 pub fn kernel() -> Result<Kernel> {
-    let elf = kernel_build::kernel(setup::standard_library()?)?;
+    kernel_for(!cfg!(debug_assertions))
+}
+
+fn kernel_for(release: bool) -> Result<Kernel> {
+    let elf = kernel_build::kernel(setup::standard_library()?, release)?;
     let tests = elf::tests(&elf)?;
     let ramdisk = ramdisk::make(&elf)?;
     Ok(Kernel { elf, ramdisk, tests })
@@ -85,7 +91,8 @@ fn run(args: &Args) -> Result<ExitCode> {
     if !args.list {
         setup::ensure(needs(args.boot))?;
     }
-    let Kernel { elf, ramdisk, mut tests } = kernel()?;
+    // What is counted is what embedders get.
+    let Kernel { elf, ramdisk, mut tests } = if args.bench { kernel_for(true)? } else { kernel()? };
     tests.retain(|test| args.selects(test));
     if tests.is_empty() {
         eprintln!("error: no test has such a name; `--list` shows them all");
@@ -99,8 +106,8 @@ fn run(args: &Args) -> Result<ExitCode> {
         let shown = elf.display();
         eprintln!("The machine waits. To attach: gdb {shown} -ex 'target remote :1234'");
     }
-    let Args { cpus, memory, icount, gdb, .. } = *args;
-    let machine = Machine { elf, start, cpus, memory, icount, gdb, lost_cpu: None, words: args.words() };
+    let Args { cpus, memory, gdb, .. } = *args;
+    let machine = Machine { elf, start, cpus, memory, icount: args.counts(), gdb, lost_cpu: None, words: args.words() };
     let groups = suite::groups(tests);
     let tests: Vec<_> = groups.iter().flatten().collect();
     let mut show: Box<dyn Show> = if args.ktap {
@@ -108,15 +115,21 @@ fn run(args: &Args) -> Result<ExitCode> {
     } else {
         Box::new(Human::new(anstream::stdout(), &machine, args.boot, &tests)?)
     };
+    let mut counts = Vec::new();
     suite::run(&machine, &groups, args.patience(), |event| {
         match event {
-            Event::Verdict(verdict) => show.verdict(verdict)?,
-            Event::Tables(tables) => show.tables(tables),
+            Event::Verdict(verdict) => {
+                counts.extend(bench::counts_in(&verdict.notes));
+                show.verdict(verdict)?;
+            }
+            Event::Tables(tables) if !args.bench => show.tables(tables),
+            Event::Tables(_) => {}
         }
         Ok(())
     })?;
     show.end()?;
-    Ok(if show.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let good = show.failed() == 0 && (!args.bench || bench::judge(&counts, args.picks_all(), args.ktap)?);
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn needs(boot: BootPath) -> &'static [Need] {
@@ -143,7 +156,11 @@ fn start(boot: BootPath, elf: &Path, ramdisk: &Path) -> Result<Start> {
 fn list(tests: &[GuestTest]) -> Result<ExitCode> {
     let mut out = io::stdout().lock();
     for test in tests {
-        let slow = if test.when == When::Ignored { " (slow)" } else { "" };
+        let slow = match test.when {
+            When::Ignored => " (slow)",
+            When::Bench => " (--bench)",
+            _ => "",
+        };
         writeln!(out, "{}{slow}", test.name)?;
     }
     Ok(ExitCode::SUCCESS)

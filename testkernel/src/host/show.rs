@@ -9,6 +9,7 @@ use std::{
 use anstyle::{AnsiColor, Style};
 
 use super::{
+    bench,
     cli::BootPath,
     elf::GuestTest,
     qemu::Machine,
@@ -139,7 +140,12 @@ impl<W: Write> Show for Ktap<W> {
         if let Some(ticks) = ticks {
             writeln!(self.out, "# {test}: {ticks} ticks")?;
         }
-        notes.iter().try_for_each(|note| writeln!(self.out, "# {test}: {note}"))?;
+        for note in &notes {
+            match bench::count_in(note) {
+                Some(_) => writeln!(self.out, "# bench {note}")?,
+                None => writeln!(self.out, "# {test}: {note}")?,
+            }
+        }
         if let Some(failure) = &failure {
             writeln!(self.out, "# {test}: {}", one_line(&failure.reason))?;
         }

@@ -1,6 +1,7 @@
 //! The tests that run in the kernel.
 
 mod arenas;
+mod bench;
 mod boot;
 mod broken;
 mod caches;
