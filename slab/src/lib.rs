@@ -195,6 +195,8 @@ pub mod reclaim;
 mod source;
 pub mod stats;
 mod sync;
+#[cfg(feature = "systems")]
+pub mod systems;
 #[cfg(test)]
 mod testing;
 mod verify;
