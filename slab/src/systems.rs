@@ -11,3 +11,4 @@
 //! What the originals keep for each thread, `errno` and the last error, is kept where the embedder says.
 
 pub mod malloc;
+pub mod windows;
