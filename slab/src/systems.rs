@@ -11,4 +11,7 @@
 //! What the originals keep for each thread, `errno` and the last error, is kept where the embedder says.
 
 pub mod malloc;
+mod members;
+pub mod pages;
 pub mod windows;
+pub mod zones;

@@ -25,16 +25,17 @@
 //! Flags that are given at creation apply to every call. A handle or a pointer that is none is refused, with
 //! `ERROR_INVALID_HANDLE` or `ERROR_INVALID_PARAMETER`, and never dereferenced.
 //!
-//! Lock: one around the list of heaps, in which no other is taken.
+//! Lock: that of the list of heaps; see `members`.
 
 use core::alloc::Layout;
 use core::ffi::c_void;
 use core::fmt;
 use core::ptr::{self, NonNull};
 
+use super::members::Members;
+use crate::Heap;
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
-use crate::{ChildHeap, Heap, IrqLock};
 
 /// A flag: the caller sees to it that calls do not overlap.
 pub const NO_SERIALIZE: u32 = 1;
@@ -119,46 +120,35 @@ impl ProcessHeapEntry {
 /// assert!(unsafe { WINDOWS.heap_destroy(heap) });
 /// ```
 pub struct WindowsHeaps<'a, P: Platform> {
-    parent: &'a Heap<P>,
+    heaps: Members<'a, P, Options>,
     set_last_error: fn(u32),
     raise: fn(u32),
-    heaps: IrqLock<P, List<'a, P>>,
 }
 
-/// The heaps that there are, linked.
-struct List<'a, P: Platform> {
-    first: *mut Control<'a, P>,
-    process: *mut Control<'a, P>,
-}
-
-// SAFETY: what it points to is shared by all CPUs, and changed with the lock held.
-unsafe impl<P: Platform> Send for List<'_, P> {}
-
-/// A heap; its address is its handle.
-struct Control<'a, P: Platform> {
-    heap: ChildHeap<'a, P>,
-    options: u32,
+/// How a heap was created.
+struct Options {
+    flags: u32,
     capped: bool,
-    next: *mut Control<'a, P>,
 }
+
+type Member<'a, P> = super::members::Member<'a, P, Options>;
 
 impl<'a, P: Platform> WindowsHeaps<'a, P> {
     /// Heaps within `parent`. `set_last_error` sets what `GetLastError` returns; `raise` is called with the code of an
     /// exception.
     pub const fn new(parent: &'a Heap<P>, set_last_error: fn(u32), raise: fn(u32)) -> Self {
-        let list = List { first: ptr::null_mut(), process: ptr::null_mut() };
-        Self { parent, set_last_error, raise, heaps: IrqLock::named("the list of Windows' heaps", list) }
+        Self { heaps: Members::new(parent, "the list of Windows' heaps"), set_last_error, raise }
     }
 
     /// A heap with `initial` bytes from the start; null where it cannot be.
     pub fn heap_create(&self, options: u32, initial: usize, maximum: usize) -> Handle {
         match self.create(options, initial, maximum) {
-            Ok(control) => self.heaps.lock().add(control),
+            Ok(heap) => heap,
             Err(error) => self.fail(error, ptr::null_mut()),
         }
     }
 
-    fn create(&self, options: u32, initial: usize, maximum: usize) -> Result<*mut Control<'a, P>, u32> {
+    fn create(&self, options: u32, initial: usize, maximum: usize) -> Result<Handle, u32> {
         let pages = |bytes: usize| bytes.checked_next_multiple_of(FRAME_SIZE).ok_or(ERROR_NOT_ENOUGH_MEMORY);
         let (initial, maximum) = (pages(initial.max(1))?, pages(maximum)?);
         let capped = maximum > 0;
@@ -166,16 +156,13 @@ impl<'a, P: Platform> WindowsHeaps<'a, P> {
             return Err(ERROR_INVALID_PARAMETER);
         }
         let limit = if capped { maximum } else { usize::MAX };
-        let heap = self.parent.create_heap("windows heap", limit).map_err(|_| ERROR_NOT_ENOUGH_MEMORY)?;
+        let heap = self.heaps.parent().create_heap("windows heap", limit).map_err(|_| ERROR_NOT_ENOUGH_MEMORY)?;
         // Below a cap there must be room for frame records, too.
         if !heap.commit(if capped { initial.min(maximum - maximum / 8) } else { initial }) {
             return Err(ERROR_NOT_ENOUGH_MEMORY);
         }
-        let memory = self.parent.allocate(Layout::new::<Control<'a, P>>()).ok_or(ERROR_NOT_ENOUGH_MEMORY)?;
-        let memory = memory.cast::<Control<'a, P>>();
-        // SAFETY: just allocated for it.
-        unsafe { memory.write(Control { heap, options, capped, next: ptr::null_mut() }) };
-        Ok(memory.as_ptr())
+        let member = self.heaps.add(heap, Options { flags: options, capped }).ok_or(ERROR_NOT_ENOUGH_MEMORY)?;
+        Ok(member.handle())
     }
 
     /// Ends a heap, and frees all that is allocated from it. `false` for what is none, and for the process's.
@@ -184,45 +171,21 @@ impl<'a, P: Platform> WindowsHeaps<'a, P> {
     ///
     /// Nobody uses the heap or anything that is allocated from it any more.
     pub unsafe fn heap_destroy(&self, heap: Handle) -> bool {
-        let removed = self.heaps.lock().remove(heap);
-        let Some(control) = removed else { return self.fail(ERROR_INVALID_HANDLE, false) };
-        // SAFETY: written by `create`, and in no list any more.
-        unsafe { control.drop_in_place() };
-        // SAFETY: allocated by `create`.
-        unsafe { self.parent.free(control.cast(), Layout::new::<Control<'a, P>>()) };
-        true
+        // SAFETY: passed on to the caller.
+        let destroyed = unsafe { self.heaps.destroy(heap, false) };
+        if destroyed { true } else { self.fail(ERROR_INVALID_HANDLE, false) }
     }
 
     /// The heap that is always there; null where there is no memory for it.
     pub fn get_process_heap(&self) -> Handle {
-        let there = || self.heaps.lock().process;
-        let process = there();
-        if !process.is_null() {
-            return process.cast();
-        }
-        let new = self.heap_create(0, 0, 0);
-        if new.is_null() {
-            return new;
-        }
-        let first = {
-            let mut heaps = self.heaps.lock();
-            if heaps.process.is_null() {
-                heaps.process = new.cast();
-            }
-            heaps.process.cast()
-        };
-        if first != new {
-            // SAFETY: nobody else knows it; another CPU's came first.
-            unsafe { self.heap_destroy(new) };
-        }
-        first
+        self.heaps.main(|| self.heap_create(0, 0, 0))
     }
 
     /// A block of `bytes` bytes.
     pub fn heap_alloc(&self, heap: Handle, flags: u32, bytes: usize) -> *mut c_void {
-        let Some(control) = self.control(heap) else { return self.raise(flags, STATUS_ACCESS_VIOLATION) };
-        let flags = flags | control.options;
-        match control.allocate(bytes) {
+        let Some(member) = self.heaps.find(heap) else { return self.raise(flags, STATUS_ACCESS_VIOLATION) };
+        let flags = flags | member.own.flags;
+        match member.allocate(bytes) {
             Some(block) => {
                 if flags & ZERO_MEMORY != 0 {
                     // SAFETY: just allocated, with so many bytes.
@@ -240,16 +203,16 @@ impl<'a, P: Platform> WindowsHeaps<'a, P> {
     ///
     /// The block is no longer valid where this returns another.
     pub unsafe fn heap_realloc(&self, heap: Handle, flags: u32, block: *mut c_void, bytes: usize) -> *mut c_void {
-        let control = self.control(heap);
-        let found = control.zip(NonNull::new(block.cast::<u8>()));
-        let found = found.and_then(|(control, block)| Some((control, block, control.size_of(block.as_ptr())?)));
-        let Some((control, block, old)) = found else {
+        let member = self.heaps.find(heap);
+        let found = member.zip(NonNull::new(block.cast::<u8>()));
+        let found = found.and_then(|(member, block)| Some((member, block, member.size_of(block.as_ptr())?)));
+        let Some((member, block, old)) = found else {
             (self.set_last_error)(ERROR_INVALID_PARAMETER);
-            return self.raise(flags | control.map_or(0, |control| control.options), STATUS_ACCESS_VIOLATION);
+            return self.raise(flags | member.map_or(0, |member| member.own.flags), STATUS_ACCESS_VIOLATION);
         };
-        let flags = flags | control.options;
+        let flags = flags | member.own.flags;
         // SAFETY: passed on to the caller.
-        let resized = unsafe { control.resize(block, old, bytes, flags & REALLOC_IN_PLACE_ONLY != 0) };
+        let resized = unsafe { member.resize(block, old, bytes, flags & REALLOC_IN_PLACE_ONLY != 0) };
         let Some(resized) = resized else { return self.raise(flags, STATUS_NO_MEMORY) };
         if flags & ZERO_MEMORY != 0 && bytes > old {
             // SAFETY: the growth of a block that now has so many bytes.
@@ -264,10 +227,10 @@ impl<'a, P: Platform> WindowsHeaps<'a, P> {
     ///
     /// Nobody uses the block any more.
     pub unsafe fn heap_free(&self, heap: Handle, _flags: u32, block: *mut c_void) -> bool {
-        let Some(control) = self.control(heap) else { return self.fail(ERROR_INVALID_HANDLE, false) };
+        let Some(member) = self.heaps.find(heap) else { return self.fail(ERROR_INVALID_HANDLE, false) };
         let Some(block) = NonNull::new(block.cast()) else { return true };
         // SAFETY: passed on to the caller.
-        match unsafe { control.heap.try_free_block(block) } {
+        match unsafe { member.heap.try_free_block(block) } {
             Ok(()) => true,
             Err(_) => self.fail(ERROR_INVALID_PARAMETER, false),
         }
@@ -275,28 +238,28 @@ impl<'a, P: Platform> WindowsHeaps<'a, P> {
 
     /// Bytes that the block was asked for with; [`NO_SIZE`] for what is none.
     pub fn heap_size(&self, heap: Handle, _flags: u32, block: *const c_void) -> usize {
-        self.control(heap).and_then(|control| control.size_of(block.cast())).unwrap_or(NO_SIZE)
+        self.heaps.find(heap).and_then(|member| member.size_of(block.cast())).unwrap_or(NO_SIZE)
     }
 
     /// Whether the block is one and its size is as it was written; with null, whether the whole heap is as it must be.
     pub fn heap_validate(&self, heap: Handle, _flags: u32, block: *const c_void) -> bool {
-        let Some(control) = self.control(heap) else { return false };
+        let Some(member) = self.heaps.find(heap) else { return false };
         if !block.is_null() {
-            return control.size_of(block.cast()).is_some();
+            return member.size_of(block.cast()).is_some();
         }
-        control.heap.verify().is_ok() && control.blocks().all(|block| control.size_of(block.as_ptr()).is_some())
+        member.heap.verify().is_ok() && member.blocks().all(|block| member.size_of(block.as_ptr()).is_some())
     }
 
     /// Fills `entry` with the block behind that which it has; `false` behind the last. No call may change the heap meanwhile.
     ///
     /// As many blocks as there are may be allocated between two calls, but none of them is found for sure.
     pub fn heap_walk(&self, heap: Handle, entry: &mut ProcessHeapEntry) -> bool {
-        let Some(control) = self.control(heap) else { return self.fail(ERROR_INVALID_HANDLE, false) };
-        let Some(block) = control.heap.block_after(NonNull::new(entry.data.cast())) else {
+        let Some(member) = self.heaps.find(heap) else { return self.fail(ERROR_INVALID_HANDLE, false) };
+        let Some(block) = member.heap.block_after(NonNull::new(entry.data.cast())) else {
             return self.fail(ERROR_NO_MORE_ITEMS, false);
         };
-        let usable = control.heap.block_size(block.as_ptr()).unwrap_or(0);
-        let size = control.size_of(block.as_ptr()).unwrap_or(usable);
+        let usable = member.heap.block_size(block.as_ptr()).unwrap_or(0);
+        let size = member.size_of(block.as_ptr()).unwrap_or(usable);
         *entry = ProcessHeapEntry {
             data: block.as_ptr().cast(),
             size: u32::try_from(size).unwrap_or(u32::MAX),
@@ -305,15 +268,6 @@ impl<'a, P: Platform> WindowsHeaps<'a, P> {
             ..ProcessHeapEntry::START
         };
         true
-    }
-
-    /// The heap of a handle, if it is one. It is there until `heap_destroy`, which nobody calls meanwhile.
-    fn control(&self, heap: Handle) -> Option<&Control<'a, P>> {
-        let list = self.heaps.lock();
-        // SAFETY: what is in the list is there.
-        let found = list.controls().find(|control| control.cast() == heap).map(|control| unsafe { &*control });
-        drop(list);
-        found
     }
 
     fn fail<T>(&self, error: u32, result: T) -> T {
@@ -329,37 +283,9 @@ impl<'a, P: Platform> WindowsHeaps<'a, P> {
     }
 }
 
-impl<'a, P: Platform> List<'a, P> {
-    fn controls(&self) -> impl Iterator<Item = *mut Control<'a, P>> {
-        let there = |control: *mut Control<'a, P>| (!control.is_null()).then_some(control);
-        // SAFETY: what is in the list is there.
-        core::iter::successors(there(self.first), move |control| there(unsafe { (**control).next }))
-    }
-
-    fn add(&mut self, control: *mut Control<'a, P>) -> Handle {
-        // SAFETY: just made, and known to nobody else.
-        unsafe { (*control).next = self.first };
-        self.first = control;
-        control.cast()
-    }
-
-    /// Takes a heap out, if it is there and not the process's.
-    fn remove(&mut self, heap: Handle) -> Option<NonNull<Control<'a, P>>> {
-        let control = self.controls().find(|control| control.cast() == heap && *control != self.process)?;
-        // SAFETY: what is in the list is there.
-        let (next, before) = unsafe { ((*control).next, self.controls().find(|before| (**before).next == control)) };
-        match before {
-            // SAFETY: as above.
-            Some(before) => unsafe { (*before).next = next },
-            None => self.first = next,
-        }
-        NonNull::new(control)
-    }
-}
-
-impl<P: Platform> Control<'_, P> {
+impl<P: Platform> Member<'_, P> {
     fn layout(&self, bytes: usize) -> Option<Layout> {
-        if self.capped && bytes >= CAPPED_LIMIT {
+        if self.own.capped && bytes >= CAPPED_LIMIT {
             return None;
         }
         Layout::from_size_align(bytes.checked_add(SIZE_WORD)?, ALIGNMENT).ok()
@@ -422,19 +348,6 @@ impl<P: Platform> Control<'_, P> {
 
 const fn mix(address: usize) -> usize {
     (address ^ 0x5bd1_e995_9d1c_a3f7).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-impl<P: Platform> Drop for WindowsHeaps<'_, P> {
-    fn drop(&mut self) {
-        self.heaps.lock().process = ptr::null_mut();
-        loop {
-            let first = self.heaps.lock().first;
-            // SAFETY: nobody has the heaps any more, who could use them.
-            if first.is_null() || !unsafe { self.heap_destroy(first.cast()) } {
-                return;
-            }
-        }
-    }
 }
 
 impl<P: Platform> fmt::Debug for WindowsHeaps<'_, P> {

@@ -85,7 +85,7 @@ fn heap_create_rounds_up_to_pages_and_a_maximum_is_a_hard_cap() {
         blocks.push(block);
     }
     assert!((16..=32).contains(&blocks.len()), "{}", blocks.len());
-    let control = windows.control(heap).unwrap();
+    let control = windows.heaps.find(heap).unwrap();
     assert!(control.heap.size() <= 256 << 10 && control.heap.size() > 200 << 10, "{}", control.heap.size());
     assert!(parent.available() > 1 << 20, "its parent has more");
     assert!(free(&windows, heap, blocks.pop().unwrap()));
@@ -101,7 +101,7 @@ fn heap_create_without_a_maximum_grows() {
     let heap = windows.heap_create(0, 0, 0);
     let blocks: Vec<_> = (0..8).map(|_| windows.heap_alloc(heap, 0, 200_000)).collect();
     assert!(blocks.iter().all(|block| !block.is_null()));
-    assert!(windows.control(heap).unwrap().heap.size() > 1_600_000);
+    assert!(windows.heaps.find(heap).unwrap().heap.size() > 1_600_000);
 }
 
 #[test]
@@ -428,7 +428,7 @@ fn blocks_with_checks_have_their_sizes_too() {
     let parent = machine.heap();
     let windows = heaps(&parent);
     let heap = windows.heap_create(0, 0, 0);
-    windows.control(heap).unwrap().heap.set_checks("*:redzone,poison").unwrap();
+    windows.heaps.find(heap).unwrap().heap.set_checks("*:redzone,poison").unwrap();
     let blocks: Vec<_> = [0, 1, 101, 7000].map(|size| (windows.heap_alloc(heap, 0, size), size)).into();
     for &(block, size) in &blocks {
         fill(block, size, 1);
