@@ -17,11 +17,8 @@ const PAGES_OF_MEMORY: usize = 8;
 
 static HEAP: Heap<NoInterrupts> = Heap::new();
 static C: Malloc<'static, NoInterrupts> = Malloc::new(&HEAP, |error| ERRNO.store(error, Relaxed));
-static WINDOWS: WindowsHeaps<'static, NoInterrupts> = WindowsHeaps::new(
-    &HEAP,
-    |error| LAST_ERROR.store(error, Relaxed),
-    |code| EXCEPTION.store(code, Relaxed),
-);
+static WINDOWS: WindowsHeaps<'static, NoInterrupts> =
+    WindowsHeaps::new(&HEAP, |error| LAST_ERROR.store(error, Relaxed), |code| EXCEPTION.store(code, Relaxed));
 static ZONES: Zones<'static, NoInterrupts> = Zones::new(&HEAP, |text| print!("{text}"));
 static MAP: [AtomicU8; PAGES_OF_MEMORY] = [const { AtomicU8::new(0) }; PAGES_OF_MEMORY];
 static PAGES: Pages<'static, NoInterrupts> = Pages::new(&HEAP, 0, &MAP);
@@ -58,8 +55,7 @@ extern "C" fn set_up() {
     let bytes = (PAGES_OF_MEMORY + 1) * PAGE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: new addresses, wherever the system likes.
-    let start =
-        unsafe { libc::mmap(core::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    let start = unsafe { libc::mmap(core::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
     assert_ne!(start, libc::MAP_FAILED);
     let start = start.cast::<u8>();
     let start = start.wrapping_add(start.align_offset(PAGE));
