@@ -3,10 +3,13 @@
 //! | module | what | after |
 //! |---|---|---|
 //! | [`malloc`] | C's `malloc` and its kin | malloc(3), malloc_trim(3), mallinfo(3) |
+//! | [`windows`] | heaps with handles | the Win32 reference, `heapapi.h` |
+//! | [`zones`] | malloc zones | macOS's `malloc/malloc.h` |
+//! | [`pages`] | pages of 2 MiB | BareMetal-OS, `os/syscalls/memory.asm` |
 //!
-//! Each module says what the original promises. The calls have its names, and are methods of a type that knows the heap, so
-//! that one kernel can have several of a kind; `slab/include/kslab.h` has the prototypes for C, and a macro of each module
-//! makes the functions: [`export_malloc!`](crate::export_malloc) and so on.
+//! Each module says what the original promises. The calls are methods of a type that knows the heap, so one kernel can have
+//! several of a kind. For C there are functions with the names of the originals: a macro of each module makes them, such as
+//! [`export_malloc!`](crate::export_malloc), and `include/kslab.h` has their prototypes.
 //!
 //! What the originals keep for each thread, `errno` and the last error, is kept where the embedder says.
 

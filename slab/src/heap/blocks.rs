@@ -11,7 +11,7 @@ use super::classes::Block;
 use super::{Heap, SIZES};
 use crate::cache::{Core, LENT, USED};
 use crate::fault::{CacheName, Caller, Fault};
-use crate::frames::{Frame, Order, Owner};
+use crate::frames::{Frame, Owner};
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
 
@@ -150,7 +150,7 @@ impl<P: Platform> Heap<P> {
     /// What is allocated or freed meanwhile may be left out or found. No memory may be given back meanwhile.
     pub fn block_after(&self, block: Option<NonNull<u8>>) -> Option<NonNull<u8>> {
         let frames = self.frames();
-        let from = block.map_or(0, |block| block.addr().get().wrapping_add(1));
+        let from = block.map_or(Some(0), |block| block.addr().get().checked_add(1))?;
         let first = block.map_or(Some(Frame::default()), |block| frames.frame_of(block.as_ptr()))?;
         let found = frames.owners_from(first).find_map(|(frame, owner)| {
             let start = frames.pointer(frame);
@@ -221,16 +221,6 @@ impl<P: Platform> Heap<P> {
             return Err(Fault::WrongCache { freed: CacheName::first("the heap"), owner });
         };
         twin.requested(&self.caches, block).map(|requested| Found::Checked { twin, requested })
-    }
-
-    /// Whether a source's frames, or those of a limit, can hold a run of so many bytes at once.
-    #[cfg(feature = "systems")]
-    pub(crate) fn commit(&self, bytes: usize) -> bool {
-        let frames = u32::try_from(bytes.div_ceil(FRAME_SIZE)).unwrap_or(u32::MAX);
-        let Some(first) = self.allocate_frames(frames, Order::ZERO, u64::MAX) else { return frames == 0 };
-        // SAFETY: allocated above, and used by nobody.
-        unsafe { self.frames().free_run(first, frames) };
-        true
     }
 }
 

@@ -8,10 +8,20 @@ use core::alloc::Layout;
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
+use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
 use crate::sync::{AtomicPtr, AtomicUsize, spin_loop};
-use crate::{ChildHeap, Heap, IrqLock};
+use crate::{ChildHeap, Heap, IrqLock, Order};
+
+/// Has a heap borrow so many bytes of its parent, in a row, that it may keep; `false` where they are not there.
+pub(super) fn commit<P: Platform>(heap: &Heap<P>, bytes: usize) -> bool {
+    let frames = u32::try_from(bytes.div_ceil(FRAME_SIZE)).unwrap_or(u32::MAX);
+    let Some(first) = heap.allocate_frames(frames, Order::ZERO, u64::MAX) else { return frames == 0 };
+    // SAFETY: allocated above, and used by nobody.
+    unsafe { heap.frames().free_run(first, frames) };
+    true
+}
 
 /// A heap, and what its system knows of it.
 pub(super) struct Member<'a, P: Platform, T> {

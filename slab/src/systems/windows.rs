@@ -32,7 +32,7 @@ use core::ffi::c_void;
 use core::fmt;
 use core::ptr::{self, NonNull};
 
-use super::members::Members;
+use super::members::{Members, commit};
 use crate::Heap;
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
@@ -158,7 +158,7 @@ impl<'a, P: Platform> WindowsHeaps<'a, P> {
         let limit = if capped { maximum } else { usize::MAX };
         let heap = self.heaps.parent().create_heap("windows heap", limit).map_err(|_| ERROR_NOT_ENOUGH_MEMORY)?;
         // Below a cap there must be room for frame records, too.
-        if !heap.commit(if capped { initial.min(maximum - maximum / 8) } else { initial }) {
+        if !commit(&heap, if capped { initial.min(maximum - maximum / 8) } else { initial }) {
             return Err(ERROR_NOT_ENOUGH_MEMORY);
         }
         let member = self.heaps.add(heap, Options { flags: options, capped }).ok_or(ERROR_NOT_ENOUGH_MEMORY)?;

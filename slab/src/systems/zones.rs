@@ -142,7 +142,7 @@ impl<'a, P: Platform> Zones<'a, P> {
             inside: AtomicUsize::new(0),
         };
         let heap = self.zones.parent().create_heap("zone", usize::MAX).ok();
-        let heap = heap.filter(|heap| start_size == 0 || heap.commit(start_size));
+        let heap = heap.filter(|heap| start_size == 0 || members::commit(heap, start_size));
         heap.and_then(|heap| self.zones.add(heap, own)).map_or(ptr::null_mut(), |zone| zone.handle())
     }
 

@@ -2,8 +2,8 @@ use core::ptr;
 use std::vec::Vec;
 
 use super::*;
-use crate::Cache;
 use crate::testing::{Heap, Machine, Threads, full_report_of};
+use crate::{Cache, Order};
 
 const START: u64 = 64 << 20;
 const FRAMES: usize = if cfg!(miri) { 264 } else { 512 };
