@@ -22,6 +22,8 @@
 //! Lock: that of the list of zones; see `members`. A zone that was locked by `force_lock` serves nobody until it is unlocked: whoever
 //! holds it, and interrupt handlers on that CPU, must not use the zone.
 
+mod export;
+
 use core::alloc::Layout;
 use core::ffi::{CStr, c_char, c_void};
 use core::fmt;
@@ -153,7 +155,7 @@ impl<'a, P: Platform> Zones<'a, P> {
     /// Nobody uses the zone or anything that is allocated from it any more.
     pub unsafe fn destroy_zone(&self, zone: Handle) {
         if let Some(zone) = self.zones.find(zone).filter(|zone| zone.handle() != self.zones.main(ptr::null_mut)) {
-            self.set_zone_name(zone.handle(), None);
+            self.rename(zone, ptr::null_mut());
         }
         // SAFETY: passed on to the caller.
         unsafe { self.zones.destroy(zone, false) };
@@ -190,8 +192,11 @@ impl<'a, P: Platform> Zones<'a, P> {
             unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), block.as_ptr(), bytes.len()) };
             Some(block.as_ptr().cast())
         };
-        let old = zone.own.name.swap(name.and_then(copy).unwrap_or(ptr::null_mut()), SeqCst);
-        if let Some(old) = NonNull::new(old) {
+        self.rename(zone, name.and_then(copy).unwrap_or(ptr::null_mut()));
+    }
+
+    fn rename(&self, zone: &Zone<'a, P>, name: *mut c_char) {
+        if let Some(old) = NonNull::new(zone.own.name.swap(name, SeqCst)) {
             // SAFETY: a copy of ours, which whoever asked for the name no longer uses.
             unsafe { self.zones.parent().free_block(old.cast()) };
         }
@@ -452,13 +457,11 @@ impl<P: Platform> Zone<'_, P> {
     /// Nobody uses the block any more.
     unsafe fn free(&self, block: NonNull<u8>) {
         let _call = self.enter();
-        let bytes = self.heap.block_size(block.as_ptr());
-        let faults = self.heap.faults();
+        let bytes = self.heap.block_size(block.as_ptr()).unwrap_or(0);
         // SAFETY: passed on to the caller.
-        unsafe { self.heap.free_block(block) };
-        // What was no block is reported, and not counted.
-        if let Some(bytes) = bytes.filter(|_| self.heap.faults() == faults) {
-            self.count_out(bytes);
+        match unsafe { self.heap.try_free_block(block) } {
+            Ok(()) => self.count_out(bytes),
+            Err(fault) => self.heap.caches().report(fault, block.as_ptr(), None),
         }
     }
 
@@ -557,162 +560,19 @@ impl<P: Platform> Zone<'_, P> {
     }
 }
 
+impl<P: Platform> Drop for Zones<'_, P> {
+    fn drop(&mut self) {
+        self.zones.visit(|zone| {
+            self.rename(zone, ptr::null_mut());
+            true
+        });
+    }
+}
+
 impl<P: Platform> fmt::Debug for Zones<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Zones").finish_non_exhaustive()
     }
-}
-
-/// Makes the functions that C calls, `malloc_create_zone` and the others, for [`Zones`] that are a `static`.
-///
-/// ```ignore
-/// static ZONES: Zones<'static, MyCpus> = Zones::new(&HEAP, print);
-/// kslab::export_zones!(ZONES: MyCpus);
-/// ```
-#[macro_export]
-macro_rules! export_zones {
-    ($zones:path: $platform:ty) => {
-        const _: () = {
-            use ::core::ffi::{CStr, c_char, c_int, c_uint, c_void};
-            use $crate::systems::zones::{Handle, Range, Statistics, Zones};
-
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_default_zone() -> Handle {
-                $zones.default_zone()
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_create_zone(start_size: usize, _flags: c_uint) -> Handle {
-                $zones.create_zone(start_size)
-            }
-            #[unsafe(no_mangle)]
-            unsafe extern "C" fn malloc_destroy_zone(zone: Handle) {
-                // SAFETY: passed on to the caller, here and below.
-                unsafe { $zones.destroy_zone(zone) }
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_zone_register(zone: Handle) {
-                $zones.zone_register(zone)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_zone_unregister(zone: Handle) {
-                $zones.zone_unregister(zone)
-            }
-            #[unsafe(no_mangle)]
-            unsafe extern "C" fn malloc_set_zone_name(zone: Handle, name: *const c_char) {
-                // SAFETY: null or a string, says the caller.
-                let name = (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) });
-                $zones.set_zone_name(zone, name)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_get_zone_name(zone: Handle) -> *const c_char {
-                $zones.zone_name(zone).map_or(::core::ptr::null(), CStr::as_ptr)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_zone_malloc(zone: Handle, size: usize) -> *mut c_void {
-                $zones.malloc(zone, size)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_zone_calloc(zone: Handle, count: usize, size: usize) -> *mut c_void {
-                $zones.calloc(zone, count, size)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_zone_valloc(zone: Handle, size: usize) -> *mut c_void {
-                $zones.valloc(zone, size)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_zone_memalign(zone: Handle, alignment: usize, size: usize) -> *mut c_void {
-                $zones.memalign(zone, alignment, size)
-            }
-            #[unsafe(no_mangle)]
-            unsafe extern "C" fn malloc_zone_free(zone: Handle, block: *mut c_void) {
-                // SAFETY: as above.
-                unsafe { $zones.free(zone, block) }
-            }
-            #[unsafe(no_mangle)]
-            unsafe extern "C" fn malloc_zone_realloc(zone: Handle, block: *mut c_void, size: usize) -> *mut c_void {
-                // SAFETY: as above.
-                unsafe { $zones.realloc(zone, block, size) }
-            }
-            #[unsafe(no_mangle)]
-            unsafe extern "C" fn malloc_zone_batch_malloc(
-                zone: Handle,
-                size: usize,
-                results: *mut *mut c_void,
-                count: c_uint,
-            ) -> c_uint {
-                if results.is_null() {
-                    return 0;
-                }
-                // SAFETY: room for so many, says the caller.
-                let results = unsafe { ::core::slice::from_raw_parts_mut(results, count as usize) };
-                $zones.batch_malloc(zone, size, results) as c_uint
-            }
-            #[unsafe(no_mangle)]
-            unsafe extern "C" fn malloc_zone_batch_free(zone: Handle, blocks: *mut *mut c_void, count: c_uint) {
-                if !blocks.is_null() {
-                    // SAFETY: so many, says the caller.
-                    unsafe { $zones.batch_free(zone, ::core::slice::from_raw_parts(blocks, count as usize)) }
-                }
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_zone_from_ptr(block: *const c_void) -> Handle {
-                $zones.zone_from_ptr(block)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_zone_size(zone: Handle, block: *const c_void) -> usize {
-                $zones.size(zone, block)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_size(block: *const c_void) -> usize {
-                $zones.size($zones.zone_from_ptr(block), block)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_good_size(size: usize) -> usize {
-                Zones::<'static, $platform>::good_size(size)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_zone_check(zone: Handle) -> c_int {
-                $zones.zone_check(zone).into()
-            }
-            #[unsafe(no_mangle)]
-            unsafe extern "C" fn malloc_zone_statistics(zone: Handle, statistics: *mut Statistics) {
-                // SAFETY: null, or the caller's own.
-                if let Some(statistics) = unsafe { statistics.as_mut() } {
-                    *statistics = $zones.zone_statistics(zone);
-                }
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_zone_pressure_relief(zone: Handle, goal: usize) -> usize {
-                $zones.zone_pressure_relief(zone, goal)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_zone_enumerate(
-                zone: Handle,
-                context: *mut c_void,
-                mask: c_uint,
-                recorder: extern "C" fn(*mut c_void, c_uint, *const Range, c_uint),
-            ) -> c_int {
-                let record = |kind, ranges: &[Range]| recorder(context, kind, ranges.as_ptr(), ranges.len() as c_uint);
-                $zones.enumerate(zone, mask, record).into()
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_zone_print(zone: Handle, verbose: c_int) {
-                $zones.print(zone, verbose != 0)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_zone_force_lock(zone: Handle) {
-                $zones.force_lock(zone)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_zone_force_unlock(zone: Handle) {
-                $zones.force_unlock(zone)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn malloc_zone_locked(zone: Handle) -> c_int {
-                $zones.zone_locked(zone).into()
-            }
-        };
-    };
 }
 
 #[cfg(test)]

@@ -103,6 +103,9 @@ fn a_zone_has_a_copy_of_its_name() {
     zones.set_zone_name(zone, None);
     assert_eq!(zones.zone_name(zone), None);
     assert_eq!(zones.zone_name(ptr::null_mut()), None);
+    zones.set_zone_name(zone, Some(c"to the end"));
+    drop(zones);
+    assert_eq!(parent.block_after(None), None);
 }
 
 #[test]
