@@ -39,7 +39,7 @@ const FRAMES: u32 = Order::LARGE_PAGE.frames();
 /// ```
 /// # use kslab::memory::Region;
 /// # use kslab::{Heap, platform::NoInterrupts};
-/// use core::sync::atomic::AtomicU8;
+/// use std::sync::atomic::AtomicU8;
 /// use kslab::systems::pages::Pages;
 ///
 /// static HEAP: Heap<NoInterrupts> = Heap::new();
