@@ -1,6 +1,6 @@
 //! The functions that C calls, with the names of the originals.
 
-/// Makes the functions that C calls, `malloc_create_zone` and the others, for [`Zones`] that are a `static`.
+/// Makes the functions that C calls, `malloc_create_zone` and the others, for [`Zones`](crate::systems::zones::Zones) that are a `static`.
 ///
 /// ```ignore
 /// static ZONES: Zones<'static, MyCpus> = Zones::new(&HEAP, print);
