@@ -35,7 +35,8 @@
 //!
 //! # What there is
 //!
-//! - [`Heap`]: `GlobalAlloc`, and `allocator-api2` by feature, over 64 size classes and whole page frames.
+//! - [`Heap`]: `GlobalAlloc`, and `allocator-api2` by feature, over 64 size classes and whole page frames; and blocks that are known
+//!   [by their pointer alone](Heap::block_size), for a `free` that is told no layout, as [other systems](#features) have it.
 //! - [`ObjectCache`] and [`Cache`]: caches of objects that stay constructed while they are free, with limits and [`Reserve`]s.
 //! - [`Frames`]: page frames, single ones, runs and blocks of up to 1 GiB, from zones that devices can reach.
 //! - [`Arena`]: ranges of integers, such as virtual addresses, process ids or ports.
@@ -159,6 +160,7 @@
 //! - `bootloader_api`: [`memory::Region`] from the memory map of the `bootloader` crate.
 //! - `x86_64`: `FrameAllocator` and `FrameDeallocator` of the `x86_64` crate for `&Frames`.
 //! - `fault-injection`: makes chosen requests fail, for tests of what a kernel does then.
+//! - `systems`: C's `malloc`, Windows' heaps, macOS's zones and BareMetal's pages over a heap; see `systems`.
 //!
 //! # Where `unsafe` is
 //!
@@ -170,7 +172,8 @@
 //! | `cache::{core, public, typed, reserve}` | constructors, and objects as types |
 //! | `cache::{checked, guarded}`, `check::{guard, room, quarantine}` | red zones, patterns and tags in slots |
 //! | `fault` | the handler's address |
-//! | `heap`, `source` | `GlobalAlloc`, and heaps within heaps |
+//! | `heap`, `source` | `GlobalAlloc`, blocks by their pointer, and heaps within heaps |
+//! | `systems` | the contracts of free, and handles |
 //! | `arena::tags` | boundary tags in page frames |
 //!
 //! All else denies it: the memory map, orders and zones, the buddy system, the layout of slabs, the sizes of classes
@@ -195,6 +198,8 @@ pub mod reclaim;
 mod source;
 pub mod stats;
 mod sync;
+#[cfg(feature = "systems")]
+pub mod systems;
 #[cfg(test)]
 mod testing;
 mod verify;

@@ -10,7 +10,6 @@ use core::ops::Deref;
 use core::ptr::NonNull;
 
 use crate::cache::{AllocError, Caches};
-use crate::frames::Order;
 use crate::heap::Heap;
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
@@ -54,8 +53,7 @@ unsafe impl<P: Platform> FrameSource for Part<'_, P> {
     fn take_back(&self, frame: NonNull<u8>) {
         let frames = self.caches.frames();
         let Some(frame) = frames.frame_of(frame.as_ptr()) else { return };
-        // SAFETY: lent as a frame of its own; the borrower has given it back.
-        unsafe { frames.free(frame, Order::ZERO) };
+        frames.free_metadata(frame, 1);
         self.lent.fetch_sub(1, Ordering::Relaxed);
     }
 }

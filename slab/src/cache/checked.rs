@@ -197,6 +197,21 @@ impl<P: Platform> Core<P> {
         slot.tag().map_or(Ok(()), |tag| check_layout(&tag, layout))
     }
 
+    /// Of a twin: for how many bytes an object was allocated that is in use.
+    pub(crate) fn requested(&self, shared: &Caches<P>, object: *mut u8) -> Result<usize, Fault> {
+        let (slot, state) = self.locate(shared, object)?;
+        match state.load(Relaxed) {
+            USED | AUDITED => slot.tag().map(|tag| tag.requested.0).ok_or(Fault::BadTag),
+            _ => Err(Fault::DoubleFree),
+        }
+    }
+
+    /// The first object that is in use in the slab at `from`, and does not start before that.
+    pub(crate) fn used_from(&self, frames: &Frames<P>, from: *mut u8) -> Option<*mut u8> {
+        let slot = self.slabs.used_from(frames, from)?;
+        Some(slot.wrapping_add(self.room.map_or(0, |(room, _)| room.left)))
+    }
+
     /// Of a twin: the slot of an object, and its state.
     fn locate<'a>(&'a self, shared: &'a Caches<P>, object: *mut u8) -> Result<(Slot, &'a AtomicU8), Fault> {
         if let Some(guarded) = shared.guard.around(object) {

@@ -194,7 +194,7 @@ impl<P: Platform> Caches<P> {
         self.frames.allocate_run(count, alignment).or_else(|| self.borrow_frames(count, alignment))
     }
 
-    /// `count` frames in a row, each of which is a block of order 0 by itself, to be freed alone.
+    /// `count` frames in a row, each of which is freed alone, by [`Frames::free_metadata`].
     pub(crate) fn allocate_lent(&self, count: u32) -> Option<Frame> {
         let first = self.allocate_frames(count, Order::ZERO)?;
         self.frames.make_single(first, count);

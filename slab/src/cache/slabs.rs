@@ -482,6 +482,15 @@ impl<P: Platform> Slabs<P> {
         }
     }
 
+    /// The first slot that is allocated in the slab at `from`, and does not start before that.
+    pub(crate) fn used_from(&self, frames: &Frames<P>, from: *const u8) -> Option<*mut u8> {
+        let _walk = Walk::begin(self)?;
+        let slab = self.slab_if(frames, self.first_of(frames, from)?)?;
+        let skipped = from.addr().saturating_sub(slab.object(0).addr()).div_ceil(self.geometry.stride);
+        let is_used = |&slot: &usize| slab.states().get(slot).is_some_and(|state| state.load(Relaxed) >= AUDITED);
+        (skipped..self.geometry.slots).find(is_used).map(|slot| slab.object(slot))
+    }
+
     /// Runs `work` with the lock held.
     #[cfg(test)]
     pub(crate) fn with_locked<T>(&self, work: impl FnOnce() -> T) -> T {

@@ -300,6 +300,11 @@ impl<P: Platform> Frames<P> {
         self.release(first, count);
     }
 
+    /// Each managed frame from `first` on, and who owns it.
+    pub(crate) fn owners_from(&self, first: Frame) -> impl Iterator<Item = (Frame, Owner)> {
+        self.records.managed(first..NO_LIMIT)
+    }
+
     /// Calls `visit` with each run of frames that is allocated as such, and its length, with no lock held.
     pub(crate) fn for_each_pages(&self, mut visit: impl FnMut(Frame, u32)) {
         for (frame, owner) in self.records.managed(Frame::default()..NO_LIMIT) {

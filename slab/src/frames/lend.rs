@@ -10,9 +10,10 @@ use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
 
 impl<P: Platform> Frames<P> {
-    /// Makes a run that the caller has allocated so many blocks of order 0, to be freed one by one.
+    /// Makes a run that the caller has allocated so many single frames, to be freed one by one by
+    /// [`free_metadata`](Self::free_metadata), and by nobody else.
     pub(crate) fn make_single(&self, first: Frame, count: u32) {
-        self.records.set_all(first..first.offset(count), Owner::Pages(1));
+        self.records.set_all(first..first.offset(count), Owner::Metadata(1));
     }
 
     /// Takes over pages that a source lends; `false`, and nothing done, where that cannot be. Where neither they nor

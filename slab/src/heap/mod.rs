@@ -5,6 +5,7 @@
 
 #[cfg(feature = "allocator-api2")]
 mod allocator;
+mod blocks;
 mod classes;
 mod init;
 mod numbers;

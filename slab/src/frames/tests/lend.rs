@@ -13,7 +13,7 @@ fn lent_frames_are_freed_one_by_one() {
     let run = frames.allocate_run(21, Order::ZERO).unwrap();
     frames.make_single(run, 21);
     frames.verify().unwrap();
-    (0..21).rev().for_each(|index| free(&frames, run.offset(index), Order::ZERO));
+    (0..21).rev().for_each(|index| frames.free_metadata(run.offset(index), 1));
     assert_eq!(frames.stats(), before);
 }
 
