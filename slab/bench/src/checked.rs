@@ -16,7 +16,7 @@ pub fn live() -> usize {
     LIVE.load(Ordering::Relaxed)
 }
 
-/// `A`, of which every block is aligned and nobody else's. Each word of a block is the block's address.
+/// `A`, of which every block is aligned and nobody else's. Each word of a block is the block's address, until it is freed.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Checked<A>(A);
 
@@ -42,6 +42,8 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Checked<A> {
         // SAFETY: within the block.
         let intact = words(block, layout).all(|word| unsafe { word.read() } == block.addr());
         assert!(intact, "{block:?} of {} bytes is somebody else's too", layout.size());
+        // SAFETY: as above.
+        words(block, layout).for_each(|word| unsafe { word.write(0) });
         LIVE.fetch_sub(1, Ordering::Relaxed);
         // SAFETY: passed on to the caller.
         unsafe { self.0.dealloc(block, layout) }
@@ -108,4 +110,56 @@ fn forget(start: usize, order: u32) {
     let end = ALLOCATED.lock().expect("no panic before").remove(&start);
     assert_eq!(end, Some(start + (1 << order)), "the block that frame {start} starts");
     LIVE.fetch_sub(1, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr;
+
+    use super::*;
+
+    /// Gives away the same memory each time, or memory that overlaps.
+    #[derive(Debug, Clone, Copy, Default)]
+    struct Again<const STEP: usize>;
+
+    static TAKEN: [AtomicUsize; 64] = [const { AtomicUsize::new(0) }; 64];
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+    // SAFETY: none: it is an allocator that is wrong.
+    unsafe impl<const STEP: usize> GlobalAlloc for Again<STEP> {
+        unsafe fn alloc(&self, _: Layout) -> *mut u8 {
+            ptr::from_ref(&TAKEN).cast_mut().cast::<u8>().wrapping_add(STEP * COUNT.fetch_add(1, Ordering::Relaxed))
+        }
+
+        unsafe fn dealloc(&self, _: *mut u8, _: Layout) {}
+    }
+
+    fn take_two<A: GlobalAlloc>(allocator: A) {
+        let allocator = Checked(allocator);
+        COUNT.store(0, Ordering::Relaxed);
+        let layout = Layout::new::<[usize; 8]>();
+        // SAFETY: the memory is there.
+        let blocks = [(); 2].map(|()| unsafe { allocator.alloc(layout) });
+        // SAFETY: as above.
+        blocks.into_iter().for_each(|block| unsafe { allocator.dealloc(block, layout) });
+    }
+
+    #[test]
+    fn a_block_that_is_handed_out_twice_is_noticed() {
+        let wrong = |take: fn()| std::panic::catch_unwind(take).is_err();
+        assert!(wrong(|| take_two(Again::<0>)));
+        assert!(wrong(|| take_two(Again::<56>)));
+        assert!(!wrong(|| take_two(Again::<64>)));
+        assert!(wrong(|| take_two(Again::<68>)), "misaligned");
+    }
+
+    #[test]
+    fn a_page_frame_that_is_handed_out_twice_is_noticed() {
+        record(1 << 30, 3);
+        let wrong = |take: fn()| std::panic::catch_unwind(take).is_err();
+        assert!(wrong(|| record((1 << 30) + 1, 1)), "misaligned");
+        assert!(wrong(|| forget(1 << 30, 2)));
+        record((1 << 30) + 8, 2);
+        forget((1 << 30) + 8, 2);
+    }
 }

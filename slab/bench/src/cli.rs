@@ -103,7 +103,7 @@ fn time(jobs: &[Job], options: &Options) -> Vec<Measured> {
     let start = Instant::now();
     let mut measured: Vec<_> = jobs.iter().map(|&job| Measured { job, values: Vec::new() }).collect();
     for round in 1..=rounds {
-        for Measured { job, values } in &mut measured {
+        for Measured { job, values } in measured.iter_mut().filter(|one| round == 1 || !one.job.workload.once) {
             match job.measure(Mode::Time(time)) {
                 Ok(value) => values.push(value),
                 Err(error) if round == 1 => failed(job, &error),

@@ -56,7 +56,7 @@ impl Job {
             };
             let at = move |point| {
                 let jobs = rows.clone().into_iter().map(move |(peer, role)| Self { workload, point, peer, role });
-                jobs.filter(|job| workload.bounded || job.role != Role::Bound)
+                jobs.filter(|job| workload.suits(job.role))
             };
             workload.points().into_iter().flat_map(at)
         });

@@ -43,7 +43,7 @@ type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBacke
 
 fn colour(role: Role) -> RGBColor {
     match role {
-        Role::Subject => RGBColor(196, 62, 28),
+        Role::Subject | Role::SubjectInBulk => RGBColor(196, 62, 28),
         Role::Peer => RGBColor(70, 110, 160),
         Role::Bound => RGBColor(160, 160, 160),
     }

@@ -47,7 +47,8 @@ fn unit(workload: &Workload, instructions: bool) -> String {
 }
 
 fn overview(text: &mut String, measured: &[Measured], instructions: bool) -> std::fmt::Result {
-    let subjects: Vec<_> = measured.iter().filter(|one| one.job.role == Role::Subject).collect();
+    let subjects: Vec<_> =
+        measured.iter().filter(|one| matches!(one.job.role, Role::Subject | Role::SubjectInBulk)).collect();
     if subjects.is_empty() {
         return Ok(());
     }
@@ -106,7 +107,7 @@ fn rows(column: &[Measured]) -> Vec<&Measured> {
     let mut rows: Vec<_> = column.iter().collect();
     let rank = |row: &Measured| match row.job.role {
         Role::Bound => f64::NEG_INFINITY,
-        Role::Subject => f64::MIN,
+        Role::Subject | Role::SubjectInBulk => f64::MIN,
         Role::Peer if row.job.workload.more_is_better => row.median().map_or(f64::INFINITY, |median| -median),
         Role::Peer => row.median().unwrap_or(f64::INFINITY),
     };
@@ -150,8 +151,9 @@ mod tests {
         assert_eq!(ratio(&all[4], &all), None);
         let table = of(&all, false);
         assert!(table.contains("| W1 (ns a pair; less is better) | 2.00 | glibc 4.00 | 0.50 |"), "{table}");
-        let order: Vec<_> =
-            ["| harness", "| kslab", "| glibc", "| talc", "| rlsf | - | - |"].map(|row| table.find(row)).into();
+        let order: Vec<_> = ["\n| harness", "\n| kslab", "\n| glibc", "\n| talc", "\n| rlsf | - | - |"]
+            .map(|row| table.find(row))
+            .into();
         assert!(order.is_sorted() && order[0].is_some(), "{table}");
     }
 

@@ -49,7 +49,7 @@ pub const FRAMES: [Entry<FramesRun>; 7] = [
     frames::<Nothing>("harness alone", Role::Bound),
     frames::<Stack>("stack of frames", Role::Bound),
     frames::<Kslab>("kslab", Role::Subject),
-    frames::<KslabBulk>("kslab, in bulk", Role::Subject),
+    frames::<KslabBulk>("kslab, in bulk", Role::SubjectInBulk),
     frames::<Bitmap>("bitmap-allocator", Role::Peer),
     frames::<BuddySlab>("buddy-slab-allocator", Role::Peer),
     frames::<BuddySystem>("buddy_system_allocator", Role::Peer),

@@ -29,6 +29,8 @@ pub trait Peer: GlobalAlloc + Copy + Default + Send + Sync + 'static {
 pub enum Role {
     /// kslab, which is compared with the others.
     Subject,
+    /// kslab, with calls that the others do not have.
+    SubjectInBulk,
     /// A published allocator.
     Peer,
     /// Not an allocator that anybody could use: what is spent on the harness, and the least that could be reached.

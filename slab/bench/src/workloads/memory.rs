@@ -12,9 +12,6 @@ pub trait Live: Batch {
     fn live_bytes(&self) -> usize;
 }
 
-/// Batches after the blocks are there.
-const BATCHES: usize = 30;
-
 /// Touched by live bytes.
 pub fn run<A: Peer>(arena: Arena, mode: Mode, mut workload: impl Live) -> f64 {
     // What the harness itself needs is there before, and what it takes to ask.
@@ -23,7 +20,7 @@ pub fn run<A: Peer>(arena: Arena, mode: Mode, mut workload: impl Live) -> f64 {
     A::set_up(arena);
     workload.start();
     let mut most_live = workload.live_bytes();
-    for _ in 0..BATCHES {
+    for _ in 0..2 * workload.warm_up() {
         workload.run();
         most_live = most_live.max(workload.live_bytes());
     }

@@ -11,6 +11,8 @@ mod memory;
 mod orders;
 mod pair;
 mod replace;
+#[cfg(test)]
+mod tests;
 mod threads;
 
 use std::fmt;
@@ -18,8 +20,8 @@ use std::fmt;
 use crate::arena::Arena;
 use crate::checked::{Checked, CheckedFrames};
 use crate::cpu;
-use crate::peers::Peer;
 use crate::peers::frames::FramePeer;
+use crate::peers::{Peer, Role};
 use crate::run::Mode;
 
 /// Runs a workload on one allocator, in a process in which nobody has used it yet.
@@ -85,7 +87,9 @@ pub struct Workload {
     /// Whether instructions are counted too.
     pub counted: bool,
     /// Whether those that are no allocators can do it, and it means something.
-    pub bounded: bool,
+    bounded: bool,
+    /// Whether it is the same each time, so that once is enough.
+    pub once: bool,
 }
 
 pub const WORKLOADS: [Workload; 17] = [
@@ -96,10 +100,11 @@ pub const WORKLOADS: [Workload; 17] = [
     Workload::of_heap("W3", "16 to 2048 bytes, 10,000 live, replaced at random", Heap::Replace).counted(),
     Workload::of_heap("W4", "a kernel's mix of objects, 20,000 live, in phases", Heap::Kernel),
     Workload::of_heap("W5a", "W1 on two threads, against one thread's", Heap::Speedup).more("times"),
-    Workload::of_heap("W5-threads", "W1 on several threads", Heap::Throughput).more("pairs/us").over(Axis::Threads),
-    Workload::of_heap("W5b", "64 bytes allocated by one thread, freed by another", Heap::Handover).more("blocks/us"),
-    Workload::of_heap("W6-W3", "memory touched in W3", Heap::ReplaceMemory).in_unit("of live bytes").unbounded(),
-    Workload::of_heap("W6-W4", "memory touched in W4", Heap::KernelMemory).in_unit("of live bytes").unbounded(),
+    Workload::of_heap("W5", "W1 on several threads", Heap::Throughput).more("million pairs/s").over(Axis::Threads),
+    Workload::of_heap("W5b", "64 bytes allocated by one thread, freed by another", Heap::Handover)
+        .more("million blocks/s"),
+    Workload::of_heap("W6-W3", "memory touched in W3", Heap::ReplaceMemory).in_unit("of live bytes").unbounded().once(),
+    Workload::of_heap("W6-W4", "memory touched in W4", Heap::KernelMemory).in_unit("of live bytes").unbounded().once(),
     Workload::of_heap("W8", "W3 with as many live", Heap::Live).over(Axis::Live),
     Workload::of_frames("W7-pair", "allocate and free one page frame, again and again", Frames::Pair).counted(),
     Workload::of_frames("W7-mixed", "orders 0 to 9, 64 live, replaced at random", Frames::Mixed)
@@ -129,6 +134,7 @@ impl Workload {
             kind,
             counted: false,
             bounded: true,
+            once: false,
         }
     }
 
@@ -138,6 +144,10 @@ impl Workload {
 
     const fn unbounded(self) -> Self {
         Self { bounded: false, ..self }
+    }
+
+    const fn once(self) -> Self {
+        Self { once: true, ..self }
     }
 
     const fn in_unit(self, unit: &'static str) -> Self {
@@ -150,6 +160,15 @@ impl Workload {
 
     const fn over(self, axis: Axis) -> Self {
         Self { axis, ..self }
+    }
+
+    /// Whether a row of that kind is in its table.
+    pub fn suits(&self, role: Role) -> bool {
+        match role {
+            Role::Bound => self.bounded,
+            Role::SubjectInBulk => matches!(self.kind, Kind::Frames(Frames::AllocateMany | Frames::FreeMany)),
+            Role::Subject | Role::Peer => true,
+        }
     }
 
     /// The values that it is measured at; 0 where there is only one.

@@ -39,26 +39,26 @@ fn pairs_each(mode: Mode) -> usize {
     if mode == Mode::Check { 10_000 } else { PAIRS }
 }
 
-/// How long so many threads take to do all pairs each.
+/// How long so many threads take to do all pairs each: from when the first starts until the last is done.
 fn pairs<A: Peer>(threads: usize, mode: Mode) -> Duration {
-    let barrier = Barrier::new(threads + 1);
-    thread::scope(|scope| {
-        for number in 0..threads {
-            let barrier = &barrier;
-            scope.spawn(move || {
-                cpu::enter(number);
-                let pair = Pair(A::default());
-                pair.pairs(1000);
-                barrier.wait();
-                pair.pairs(pairs_each(mode));
-                barrier.wait();
-            });
-        }
+    let barrier = Barrier::new(threads);
+    let work = |number| {
+        cpu::enter(number);
+        let pair = Pair(A::default());
+        pair.pairs(1000);
         barrier.wait();
         let start = Instant::now();
-        barrier.wait();
-        start.elapsed()
-    })
+        pair.pairs(pairs_each(mode));
+        (start, Instant::now())
+    };
+    let times: Vec<_> = thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = (0..threads).map(|number| scope.spawn(move || work(number))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    let start = times.iter().map(|(start, _)| *start).min();
+    let end = times.iter().map(|(_, end)| *end).max();
+    end.zip(start).map_or(Duration::ZERO, |(end, start)| end - start)
 }
 
 /// A block on its way.
