@@ -1,5 +1,6 @@
 //! The command line, and what is done in which order.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Parser;
 
+use crate::cpu;
 use crate::measure::{self, Job, Measured};
 use crate::peers::HEAPS;
 use crate::peers::frames::FRAMES;
@@ -81,11 +83,25 @@ fn compare(options: &Options) -> anyhow::Result<()> {
     let (name, measured) =
         if options.instructions { ("instructions", count(jobs)?) } else { ("times", time(&jobs, options)) };
     results::write(&options.csv, name, &measured).with_context(|| options.csv.display().to_string())?;
+    println!("{}\n", conditions(options));
     print!("{}", table::of(&measured, options.instructions));
     if let Some(directory) = &options.plot {
         plot::draw(directory, name, &measured).with_context(|| directory.display().to_string())?;
     }
     Ok(())
+}
+
+/// What the results were measured on, and how.
+fn conditions(options: &Options) -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let name = name.map_or("an unknown CPU", |(_, name)| name);
+    let how = match options {
+        Options { instructions: true, .. } => "instructions counted by callgrind".to_owned(),
+        Options { quick: true, .. } => "one short round".to_owned(),
+        Options { rounds, .. } => format!("medians of {rounds} rounds"),
+    };
+    format!("{} x {name}; {how}. kslab's threads have numbers, and no interrupt guard.", cpu::available())
 }
 
 fn list() {

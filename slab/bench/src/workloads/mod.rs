@@ -248,8 +248,8 @@ fn run_on_heap<A: Peer>(workload: Heap, point: u64, mode: Mode) -> f64 {
 /// Enough for the most wasteful of them, and a power of two.
 fn arena_bytes(workload: Heap, point: u64) -> usize {
     match workload {
-        Heap::Kernel | Heap::KernelMemory => 256 << 20,
-        Heap::Live => (point as usize * 4096).next_power_of_two().max(64 << 20),
+        Heap::Replace | Heap::Kernel | Heap::KernelMemory => 256 << 20,
+        Heap::Live => (point as usize * 4096).next_power_of_two().max(256 << 20),
         _ => 64 << 20,
     }
 }
