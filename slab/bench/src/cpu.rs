@@ -17,6 +17,27 @@ pub fn enter(number: usize) {
     NUMBER.set(number);
 }
 
+/// Keeps this thread on a CPU of its own, as long as there are as many: a scheduler may take longer to find one than the
+/// thread has to do.
+pub fn pin(number: usize) {
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: a set of CPUs is bits.
+    let mut allowed: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: writes a set, which is that large.
+    if unsafe { libc::sched_getaffinity(0, size, &raw mut allowed) } != 0 {
+        return;
+    }
+    // SAFETY: in the set's range.
+    let cpus = (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &allowed) });
+    let Some(cpu) = cpus.cycle().nth(number) else { return };
+    // SAFETY: as above.
+    let mut own: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: as above.
+    unsafe { libc::CPU_SET(cpu, &mut own) };
+    // SAFETY: reads a set, which is that large. Where it is refused the thread goes where it likes.
+    unsafe { libc::sched_setaffinity(0, size, &raw const own) };
+}
+
 /// This thread's number.
 #[inline]
 pub fn current() -> usize {

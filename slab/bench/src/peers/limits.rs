@@ -7,30 +7,30 @@ use std::ptr;
 use kslab::SIZES;
 use spin::Mutex;
 
-use super::{Peer, peer};
+use super::Peer;
 use crate::arena::Arena;
 
-/// Every block is the same memory: what is measured is the harness.
-#[repr(align(4096))]
-#[derive(Debug)]
-pub struct OneCell(UnsafeCell<[u8; 8192]>);
+/// Every block is the same memory, in each thread: what is measured is the harness.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Nothing;
 
-// SAFETY: what is written there means nothing to anybody.
-unsafe impl Sync for OneCell {}
-
-static CELL: OneCell = OneCell(UnsafeCell::new([0; 8192]));
-
-peer!(Nothing, CELL, |_| {});
+thread_local! {
+    static CELL: UnsafeCell<[u64; 1024]> = const { UnsafeCell::new([0; 1024]) };
+}
 
 // SAFETY: none that anybody may keep something in; the harness does not.
-unsafe impl GlobalAlloc for OneCell {
+unsafe impl GlobalAlloc for Nothing {
     #[inline]
     unsafe fn alloc(&self, _: Layout) -> *mut u8 {
-        self.0.get().cast()
+        CELL.with(UnsafeCell::get).cast()
     }
 
     #[inline]
     unsafe fn dealloc(&self, _: *mut u8, _: Layout) {}
+}
+
+impl Peer for Nothing {
+    fn set_up(_: Arena) {}
 }
 
 /// Two magazines of pointers a class in each thread, a depot a class that all share, and no checks of any kind.

@@ -67,6 +67,7 @@ fn together(works: Vec<Work>) -> Duration {
     let times: Vec<_> = thread::scope(|scope| {
         let begin = |(number, work): (usize, Work)| {
             scope.spawn(move || {
+                cpu::pin(number);
                 cpu::enter(number);
                 (work(start), Instant::now())
             })
@@ -123,11 +124,12 @@ fn hand_over<A: Peer>(blocks: usize) -> Duration {
 }
 
 fn send<A: Peer>(mut sender: Producer<Block>, blocks: usize) {
+    let mut turns = 0;
     for _ in 0..blocks / CHUNK {
         let chunk = loop {
             match sender.write_chunk_uninit(CHUNK) {
                 Ok(chunk) => break chunk,
-                Err(ChunkError::TooFewSlots(_)) => wait(),
+                Err(ChunkError::TooFewSlots(_)) => wait(&mut turns),
             }
         };
         chunk.fill_from_iter((0..CHUNK).map(|_| Block(allocate(&A::default(), LAYOUT))));
@@ -135,21 +137,23 @@ fn send<A: Peer>(mut sender: Producer<Block>, blocks: usize) {
 }
 
 fn receive<A: Peer>(mut receiver: Consumer<Block>, blocks: usize) {
+    let mut turns = 0;
     for _ in 0..blocks / CHUNK {
         let chunk = loop {
             match receiver.read_chunk(CHUNK) {
                 Ok(chunk) => break chunk,
-                Err(ChunkError::TooFewSlots(_)) => wait(),
+                Err(ChunkError::TooFewSlots(_)) => wait(&mut turns),
             }
         };
         chunk.into_iter().for_each(|block| free(&A::default(), block.0, LAYOUT));
     }
 }
 
-/// For the other thread, which may want this CPU.
-fn wait() {
-    for _ in 0..64 {
-        std::hint::spin_loop();
+/// For the other thread; it may want this CPU, where there is only one.
+fn wait(turns: &mut u32) {
+    *turns += 1;
+    if turns.is_multiple_of(10_000) {
+        thread::yield_now();
     }
-    thread::yield_now();
+    std::hint::spin_loop();
 }
