@@ -13,9 +13,9 @@ use crate::peers::Peer;
 use crate::run::Mode;
 
 /// Pairs of each thread.
-const PAIRS: usize = 200_000;
+const PAIRS: usize = 100_000;
 /// Blocks that are handed over.
-const BLOCKS: usize = 200_000;
+const BLOCKS: usize = 50_000;
 /// Blocks that are handed over at a time.
 const CHUNK: usize = 64;
 
