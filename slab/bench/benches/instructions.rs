@@ -13,6 +13,7 @@ use kslab::check::GuardPages;
 use kslab::memory::FRAME_SIZE;
 use kslab::platform::Platform;
 use kslab::{Frame, Heap};
+use kslab_bench::callgrind;
 
 /// A machine with one CPU and no interrupts: what is counted is the allocator's own.
 struct OneCpu;
@@ -157,14 +158,10 @@ fn bytes_an_object(workload: &Workload) -> usize {
 }
 
 /// Instructions that the program executed whose child runs so many pairs.
-fn count(index: usize, pairs: usize) -> Option<usize> {
-    let mut valgrind = Command::new("valgrind");
-    valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(env::current_exe().ok()?);
-    let output = valgrind.env(CHILD, format!("{index} {pairs}")).output().ok()?;
-    let text = String::from_utf8(output.stderr).ok()?;
-    let collected =
-        text.lines().find_map(|line| line.split_once("Collected : ").map(|(_, count)| count.trim().parse()));
-    collected?.ok()
+fn count(index: usize, pairs: usize) -> anyhow::Result<usize> {
+    let mut program = Command::new(env::current_exe()?);
+    program.env(CHILD, format!("{index} {pairs}"));
+    Ok(callgrind::count(&program)?.instructions)
 }
 
 fn main() -> ExitCode {
@@ -181,9 +178,12 @@ fn main() -> ExitCode {
     }
     println!("| an allocation and its free | instructions | bytes an object |\n|---|---|---|");
     for (index, workload) in WORKLOADS.iter().enumerate() {
-        let (Some(first), Some(all)) = (count(index, FIRST), count(index, FIRST + MORE)) else {
-            eprintln!("There is no valgrind that counts: install it (apt-get install valgrind) and try again.");
-            return ExitCode::FAILURE;
+        let (first, all) = match (count(index, FIRST), count(index, FIRST + MORE)) {
+            (Ok(first), Ok(all)) => (first, all),
+            (Err(error), _) | (_, Err(error)) => {
+                eprintln!("error: {error:#}");
+                return ExitCode::FAILURE;
+            }
         };
         let this = env::current_exe().map(Command::new).expect("this program");
         let bytes = { this }.env(CHILD, format!("{index} 0")).output().expect("it runs again").stdout;
