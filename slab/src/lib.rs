@@ -91,7 +91,7 @@
 //! an object, neither while it is used nor while it is free: what a constructor or a user leaves there stays.
 //!
 //! In a release build an allocation and its free take 41 instructions where the compiler knows the layout and 66 where it does
-//! not, 11 of them for the refusal of bad frees; where what was allocated last is not freed first, 105 and 59; above 512 bytes,
+//! not, 12 of them for the refusal of bad frees; where what was allocated last is not freed first, 105 and 59; above 512 bytes,
 //! or in another than the largest range of memory, 168 then.
 //! `cargo bench --manifest-path slab/bench/Cargo.toml --bench instructions` counts them, through `GlobalAlloc` and with no
 //! interrupts to disable, and its loop in: 4 instructions, or 16. The share is what they are more than without those lines.
