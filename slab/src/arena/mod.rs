@@ -260,7 +260,7 @@ impl<'a, P: Platform> Arena<'a, P> {
     pub fn alloc_with(&self, size: u64, constraints: &Constraints) -> Result<u64, ArenaError> {
         let request = Request::new(self.round(size)?, self.quantum, constraints)?;
         if *constraints == Constraints::NONE
-            && let Some(start) = self.quantum_caches.take(self.pages.caches(), request.size, self.quantum)
+            && let Some(start) = self.quantum_caches.take(request.size, self.quantum)
         {
             return Ok(start);
         }

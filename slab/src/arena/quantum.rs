@@ -46,8 +46,8 @@ impl<P: Platform> QuantumCaches<P> {
         self.caches[..self.enabled].get(index)
     }
 
-    pub(super) fn take(&self, shared: &Caches<P>, size: u64, quantum: u64) -> Option<u64> {
-        Some(self.of(size, quantum)?.take(shared)?.object.addr() as u64)
+    pub(super) fn take(&self, size: u64, quantum: u64) -> Option<u64> {
+        Some(self.of(size, quantum)?.take()?.object.addr() as u64)
     }
 
     /// Whether the segment from `start` on is kept. `flush` really frees segments of that size.

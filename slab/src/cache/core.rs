@@ -240,7 +240,7 @@ impl<P: Platform> Core<P> {
             count(&self.failures);
             return Err(AllocError::NoMemory);
         }
-        while let Some(round) = self.magazines.take(shared) {
+        while let Some(round) = self.magazines.take() {
             if let Some(object) = self.hand_out(shared, round, state) {
                 return Ok(object);
             }

@@ -2,7 +2,7 @@
 //!
 //! A round is a constructed, free object, and where the state of its slot is; an arena's is an integer in the shape of one.
 
-use crate::sync::{AtomicPtr, AtomicU8, AtomicU32, Ordering::Relaxed};
+use crate::sync::{AtomicPtr, AtomicU8, AtomicU16, AtomicU32, Ordering::Relaxed};
 use core::cell::Cell;
 use core::ptr::NonNull;
 
@@ -16,9 +16,11 @@ use crate::platform::Platform;
 struct Body {
     /// The magazine behind it in a list.
     next: AtomicPtr<Body>,
-    rounds: AtomicU32,
+    rounds: AtomicU16,
     /// Rounds that it holds.
-    capacity: AtomicU32,
+    capacity: AtomicU16,
+    /// What follows from the other two and from where it is, for those who ask whether something has written over it.
+    seal: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Body>() == size_of::<Round>());
@@ -50,8 +52,9 @@ impl Magazine {
         let body = shared.allocate_metadata(kind.bytes())?.cast::<Body>();
         let empty = Body {
             next: AtomicPtr::new(core::ptr::null_mut()),
-            rounds: AtomicU32::new(0),
-            capacity: AtomicU32::new(kind.rounds() as u32),
+            rounds: AtomicU16::new(0),
+            capacity: AtomicU16::new(kind.rounds() as u16),
+            seal: AtomicU32::new(seal_of(body.as_ptr(), kind.rounds()) ^ mixed(0)),
         };
         // SAFETY: the block is ours, at least as large as a body, and aligned as metadata is.
         unsafe { body.write(empty) };
@@ -73,7 +76,7 @@ impl Magazine {
         if has_room {
             // SAFETY: `rounds` is less than the magazine has room for.
             unsafe { self.slot(rounds).write(round) };
-            self.body().rounds.store(rounds as u32 + 1, Relaxed);
+            self.body().rounds.store(rounds as u16 + 1, Relaxed);
         }
         has_room
     }
@@ -91,7 +94,7 @@ impl Magazine {
         if rounds >= MOST_ROUNDS {
             return None;
         }
-        self.body().rounds.store(rounds as u32, Relaxed);
+        self.body().rounds.store(rounds as u16, Relaxed);
         // SAFETY: written by `push`.
         Some(unsafe { self.slot(rounds).read() })
     }
@@ -120,9 +123,17 @@ impl Magazine {
     }
 
     /// Whether nothing has written over its front.
-    pub(super) fn is_sound<P: Platform>(&self, shared: &Caches<P>) -> bool {
-        let size = shared.metadata_size(self.0.as_ptr().cast());
-        size.is_some_and(|size| self.kind().map(Kind::bytes) == Some(size)) && self.len() <= self.capacity()
+    pub(super) fn is_sound(&self) -> bool {
+        let seal = seal_of(self.0.as_ptr(), self.capacity()) ^ mixed(self.body().next.load(Relaxed).addr());
+        seal == self.body().seal.load(Relaxed) && self.len() <= self.capacity()
+    }
+
+    /// Puts `next` behind it in a list. What was not sound is not sound then either.
+    fn set_next(&self, next: *mut Body) {
+        let old = self.body().next.load(Relaxed);
+        let seal = self.body().seal.load(Relaxed) ^ mixed(old.addr()) ^ mixed(next.addr());
+        self.body().seal.store(seal, Relaxed);
+        self.body().next.store(next, Relaxed);
     }
 
     /// Where it is, for reports.
@@ -140,7 +151,7 @@ impl Magazine {
 
     /// Lets a test write over it.
     #[cfg(test)]
-    pub(super) fn overwrite(&self, rounds: u32, capacity: u32) {
+    pub(super) fn overwrite(&self, rounds: u16, capacity: u16) {
         self.body().rounds.store(rounds, Relaxed);
         self.body().capacity.store(capacity, Relaxed);
     }
@@ -156,9 +167,23 @@ impl Magazine {
     }
 }
 
+/// The part of a magazine's seal that stays: where it is, and how many rounds it holds.
+fn seal_of(body: *const Body, capacity: usize) -> u32 {
+    mixed(body.addr() ^ capacity.rotate_right(8))
+}
+
+/// Bits of all bytes of a number in each of its own, by the golden ratio (Knuth, vol. 3, 6.4).
+fn mixed(number: usize) -> u32 {
+    ((number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+}
+
 /// Stands for a magazine where there is none: it has no round, and no room for one.
-static NONE: Body =
-    Body { next: AtomicPtr::new(core::ptr::null_mut()), rounds: AtomicU32::new(0), capacity: AtomicU32::new(0) };
+static NONE: Body = Body {
+    next: AtomicPtr::new(core::ptr::null_mut()),
+    rounds: AtomicU16::new(0),
+    capacity: AtomicU16::new(0),
+    seal: AtomicU32::new(0),
+};
 
 /// A place for a magazine.
 ///
@@ -315,9 +340,9 @@ impl Loaded {
     /// Calls `look` with the magazine in it, which it may change, too.
     pub(super) fn with<T>(&self, look: impl FnOnce(&Magazine) -> T) -> Option<T> {
         self.place.with(|magazine| {
-            magazine.body().rounds.store(self.fill.get() / ROUND, Relaxed);
+            magazine.body().rounds.store((self.fill.get() / ROUND) as u16, Relaxed);
             let result = look(magazine);
-            self.fill.set((magazine.len() as u32).wrapping_mul(ROUND));
+            self.fill.set(magazine.len() as u32 * ROUND);
             result
         })
     }
@@ -338,18 +363,17 @@ impl List {
     }
 
     pub(super) fn push(&mut self, magazine: Magazine) {
-        magazine.body().next.store(self.first.load(Relaxed), Relaxed);
+        magazine.set_next(self.first.load(Relaxed));
         self.first.store(magazine.0.as_ptr(), Relaxed);
         self.length += 1;
     }
 
     /// The first magazine. One that is not sound is the last, since nobody knows what follows it.
-    pub(super) fn pop<P: Platform>(&mut self, shared: &Caches<P>) -> Option<Magazine> {
+    pub(super) fn pop(&mut self) -> Option<Magazine> {
         let magazine = self.first()?;
-        let next = NonNull::new(magazine.body().next.load(Relaxed)).map(Magazine);
-        let next = next.filter(|next| magazine.is_sound(shared) && shared.metadata_size(next.address()).is_some());
-        self.length = if next.is_some() { self.length - 1 } else { 0 };
-        self.first.store(next.map_or(core::ptr::null_mut(), |next| next.0.as_ptr()), Relaxed);
+        let next = if magazine.is_sound() { magazine.body().next.load(Relaxed) } else { core::ptr::null_mut() };
+        self.length = if next.is_null() { 0 } else { self.length - 1 };
+        self.first.store(next, Relaxed);
         self.shortest = self.shortest.min(self.length);
         Some(magazine)
     }

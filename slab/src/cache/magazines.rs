@@ -130,28 +130,28 @@ impl<P> Magazines<P> {
 
 impl<P: Platform> Magazines<P> {
     /// A round, if this CPU or the depot has one.
-    pub(crate) fn take(&self, shared: &Caches<P>) -> Option<Round> {
+    pub(crate) fn take(&self) -> Option<Round> {
         if P::CPUS == 0 {
             return None;
         }
         let _interrupts = Interrupts::<P>::disable();
         let cpu = self.here()?;
-        let round = cpu.pop().or_else(|| self.exchange_for_full(shared, cpu));
+        let round = cpu.pop().or_else(|| self.exchange_for_full(cpu));
         if round.is_some() {
             count(&cpu.allocations);
         }
         round
     }
 
-    fn exchange_for_full(&self, shared: &Caches<P>, cpu: &Cpu) -> Option<Round> {
-        self.drop_unsound(shared, cpu);
+    fn exchange_for_full(&self, cpu: &Cpu) -> Option<Round> {
+        self.drop_unsound(cpu);
         cpu.loaded.reopen();
         if cpu.previous.with(Magazine::is_empty) == Some(false) {
             cpu.swap();
             return cpu.pop();
         }
         let mut depot = self.lock_depot();
-        let full = self.sound(shared, depot.full.pop(shared)?)?;
+        let full = self.sound(depot.full.pop()?)?;
         if let Some(empty) = cpu.previous.take() {
             depot.empty.push(empty);
         }
@@ -209,7 +209,7 @@ impl<P: Platform> Magazines<P> {
     }
 
     fn try_put(&self, shared: &Caches<P>, cpu: &Cpu, round: Round) -> Put {
-        self.drop_unsound(shared, cpu);
+        self.drop_unsound(cpu);
         cpu.loaded.reopen();
         let push = || cpu.loaded.with(|magazine| magazine.push(round)) == Some(true);
         // Interrupts were on since the loaded magazine was found full, or this may be another CPU: it can have room now, and
@@ -231,7 +231,7 @@ impl<P: Platform> Magazines<P> {
         {
             return Put::Surplus(previous);
         }
-        let Some(empty) = depot.empty.pop(shared).and_then(|empty| self.sound(shared, empty)) else {
+        let Some(empty) = depot.empty.pop().and_then(|empty| self.sound(empty)) else {
             return Put::NeedsEmpty;
         };
         if let Some(full) = cpu.previous.take() {
@@ -247,19 +247,19 @@ impl<P: Platform> Magazines<P> {
     }
 
     /// The magazine, unless it was overwritten: then it is nobody's any more, and noted.
-    fn sound(&self, shared: &Caches<P>, magazine: Magazine) -> Option<Magazine> {
-        if magazine.is_sound(shared) {
+    fn sound(&self, magazine: Magazine) -> Option<Magazine> {
+        if magazine.is_sound() {
             return Some(magazine);
         }
         self.damaged.store(magazine.address(), Relaxed);
         None
     }
 
-    fn drop_unsound(&self, shared: &Caches<P>, cpu: &Cpu) {
-        let is_unsound = |magazine: &Magazine| !magazine.is_sound(shared);
+    fn drop_unsound(&self, cpu: &Cpu) {
+        let is_unsound = |magazine: &Magazine| !magazine.is_sound();
         let loaded = if cpu.loaded.with(is_unsound) == Some(true) { cpu.loaded.take() } else { None };
         let previous = if cpu.previous.with(is_unsound) == Some(true) { cpu.previous.take() } else { None };
-        loaded.into_iter().chain(previous).for_each(|magazine| _ = self.sound(shared, magazine));
+        loaded.into_iter().chain(previous).for_each(|magazine| _ = self.sound(magazine));
     }
 
     /// Reports a magazine that was found overwritten, now that no lock is held.

@@ -272,13 +272,6 @@ impl<P: Platform> Caches<P> {
         }
     }
 
-    /// How many bytes the block of metadata has that is or would be at `block`.
-    pub(super) fn metadata_size(&self, block: *const u8) -> Option<usize> {
-        let index = self.owner_of(block)?.checked_sub(FIRST_METADATA)? as usize;
-        let size = self.metadata.get(index)?.geometry.stride;
-        block.addr().is_multiple_of(size).then_some(size)
-    }
-
     fn metadata_cache(&self, bytes: usize) -> Option<&Slabs<P>> {
         self.metadata.iter().find(|slabs| bytes <= slabs.geometry.stride)
     }

@@ -63,22 +63,22 @@ impl<P: Platform> Magazines<P> {
 
     fn drain_depot(&self, shared: &Caches<P>, full: usize, empty: usize, flush: impl Fn(&[Round])) {
         for _ in 0..full {
-            let Some(magazine) = self.pop_from_depot(shared, |depot| &mut depot.full) else { break };
+            let Some(magazine) = self.pop_from_depot(|depot| &mut depot.full) else { break };
             self.reaped.fetch_add(1, Relaxed);
             self.empty_out(shared, magazine, &flush);
         }
         for _ in 0..empty {
-            let Some(magazine) = self.pop_from_depot(shared, |depot| &mut depot.empty) else { break };
+            let Some(magazine) = self.pop_from_depot(|depot| &mut depot.empty) else { break };
             self.empty_out(shared, magazine, &flush);
         }
     }
 
-    fn pop_from_depot(&self, shared: &Caches<P>, list: impl Fn(&mut Depot) -> &mut List) -> Option<Magazine> {
-        list(&mut self.shared.depot.lock()).pop(shared)
+    fn pop_from_depot(&self, list: impl Fn(&mut Depot) -> &mut List) -> Option<Magazine> {
+        list(&mut self.shared.depot.lock()).pop()
     }
 
     fn empty_out(&self, shared: &Caches<P>, magazine: Magazine, flush: &impl Fn(&[Round])) {
-        let Some(magazine) = self.sound(shared, magazine) else { return self.report_damage(shared) };
+        let Some(magazine) = self.sound(magazine) else { return self.report_damage(shared) };
         if !magazine.is_empty() {
             flush(magazine.rounds());
             magazine.clear();
