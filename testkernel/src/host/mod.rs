@@ -2,7 +2,7 @@
 //!
 //! [`setup`] finds and installs what the machine lacks, [`kernel_build`] builds, [`elf`] lists the tests, [`suite`]
 //! plans the boots, [`ramdisk`] makes what the kernel gets along, [`mod@qemu`] is the machine, [`report`] judges what a boot
-//! says, [`lines`] adds where in the sources that is, [`show`] prints. [`demo`] shows what becomes of misuse, and [`bench`]
+//! says, [`lines`] adds where in the sources that is, [`show`] prints. [`demo`] shows what becomes of misuse, and [`mod@bench`]
 //! judges counts of instructions.
 
 use std::{
