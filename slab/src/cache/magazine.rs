@@ -294,6 +294,8 @@ impl Loaded {
 
     #[inline]
     fn round(&self, at: u32) -> *mut Round {
+        // A CPU that goes on when it has been retired, against the contract: models of that are to fail, and not to crash.
+        assert!(!cfg!(models) || self.place.get().is_some(), "two CPUs use what is one's");
         self.place.magazine().slot(0).wrapping_byte_add(at as usize)
     }
 
