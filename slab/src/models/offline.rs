@@ -56,7 +56,8 @@ fn a_cpu_leaves_while_others_exchange(bench: &Bench) {
 
 #[test]
 fn row_97_a_cpu_leaves_while_two_exchange_magazines() {
-    holds(EveryOrder, a_cpu_leaves_while_others_exchange);
+    // There are too many for all of them.
+    holds(Random(2000), a_cpu_leaves_while_others_exchange);
 }
 
 #[test]
