@@ -8,7 +8,7 @@ use core::fmt;
 use core::ops::Range;
 
 use super::record::Owner;
-use super::records::Records;
+use super::records::{Records, SECTION};
 use super::stock::Stocks;
 use super::types::{each, length};
 use super::{Frame, Frames};
@@ -55,6 +55,9 @@ impl Error for InitError {}
 /// Where the base of a virtual range lies below it, and how large steps that keeps frame numbers congruent to addresses.
 const REACH: usize = 8 << 40;
 const CONGRUENT: usize = 1 << 30;
+
+/// Of so many frames the records are made by `init`: 64 MiB. They have 256 KiB.
+const AT_ONCE: u32 = 16 * SECTION;
 
 /// How many frames the tables for some new ranges take, in the order in which they lie.
 #[derive(Debug)]
@@ -146,11 +149,19 @@ impl<P: Platform> Frames<P> {
         self.base.store(base, Relaxed);
         let table = self.pointer(place.start.offset(tables.nodes + tables.stocks));
         // SAFETY: `place` is memory that is ours from now on, and it has room for the direct table behind nodes and stocks.
-        unsafe { self.records.set_direct(largest.clone(), self.pointer(largest.start), table) };
+        unsafe { self.records.set_direct(largest.clone(), place.start, self.pointer(largest.start), table) };
+        self.records.set_up(self.set_up_at_once(&largest, &place));
         // SAFETY: as above.
         unsafe { self.build(others, &place, &tables) };
         self.manage(ranges, &place);
         Ok(())
+    }
+
+    /// Up to where the records of `range` are made at once, which has its tables in `place`: with the lowest
+    /// [`AT_ONCE`] frames of the highest zone that it reaches into.
+    fn set_up_at_once(&self, range: &Range<Frame>, place: &Range<Frame>) -> Frame {
+        let first = range.start.max(self.zones.start_of_zone(place.start));
+        Frame::new(first.offset(AT_ONCE).number() & !(SECTION - 1))
     }
 
     /// Makes the nodes for `ranges`, and the stocks, in `place`. The frames there are recorded as the allocator's own.
@@ -179,7 +190,7 @@ impl<P: Platform> Frames<P> {
         }
     }
 
-    /// Hands `ranges`, which have records, to the zones, but for the tables in `place`.
+    /// Hands `ranges` to the zones, but for the tables in `place`.
     pub(super) fn manage(&self, ranges: impl Iterator<Item = Range<Frame>>, place: &Range<Frame>) {
         for range in ranges {
             self.zones.lock().add(&self.records, range, place);

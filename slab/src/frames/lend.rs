@@ -52,7 +52,7 @@ impl<P: Platform> Frames<P> {
     /// Takes free frames out of the allocator, largest blocks first, until no more than `keep` are free, and calls
     /// `give` with the address of each. No lock is held then. Returns how many frames there were.
     pub(crate) fn return_free_to(&self, give: &mut dyn FnMut(*mut u8), keep: usize) -> usize {
-        self.drain_stock();
+        self.settle();
         let mut returned = 0;
         // Frames in the stocks of other CPUs are kept as well.
         while let Some(block) = self.withdraw_block(keep.saturating_sub(self.stocks.frames())) {
@@ -77,6 +77,7 @@ impl<P: Platform> Frames<P> {
     ///
     /// Nobody uses the allocator or anything allocated from it, now or later, but for a new `init`.
     pub(crate) unsafe fn dissolve(&self, give: &mut dyn FnMut(*mut u8)) {
+        self.zones.set_up(&self.records, Frame::new(Frame::LIMIT));
         for (frame, owner) in self.records.managed(Frame::default()..Frame::new(Frame::LIMIT)) {
             if owner != Owner::Records {
                 give(self.pointer(frame));

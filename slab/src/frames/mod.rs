@@ -4,6 +4,13 @@
 //! owns it, and [`records`] finds it. Memory is in three [`zones`], each a buddy system of its own ([`zone`]), and in
 //! front of them each CPU has a [`stock`] of single frames.
 //!
+//! | what is asked for | what is tried, one after the other |
+//! |---|---|
+//! | a single frame | the CPU's stock; the zones, for half a stock at once |
+//! | a block of order 1 to 9 | the zone's stock of freed blocks that have not merged; the zones |
+//! | anything else | the zones |
+//! | of a zone | a free block is cut; what waits unmerged merges; records of more memory are set up; free blocks that follow each other |
+//!
 //! Locks: one a zone, the innermost of all. Who owns a frame may be asked without one. Memory is added and taken away
 //! by one caller at a time, without a lock: a second one is refused (`changing`). In an NMI locks are only tried, and
 //! what is freed waits in a list ([`deferred`]).
@@ -155,12 +162,15 @@ impl<P> Frames<P> {
     #[cold]
     pub(crate) fn fault_at(&self, frame: Frame) -> Fault {
         match self.owner(frame) {
+            Owner::Unmanaged if self.records.later().contains(&frame) => Fault::DoubleFree,
             Owner::Unmanaged | Owner::Records | Owner::Metadata(_) => Fault::BadAddress,
-            Owner::Free(_) | Owner::Stock | Owner::Deferred(_) => Fault::DoubleFree,
+            Owner::Free(_) | Owner::Stock(_) | Owner::Deferred(_) | Owner::Loose => Fault::DoubleFree,
             Owner::Pages(_) | Owner::Slab { .. } => Fault::BadBase,
             Owner::Inner => {
-                let in_free_block =
-                    |order| matches!(self.owner(frame.block_start(order)), Owner::Free(size) if size >= order);
+                let in_free_block = |order| {
+                    let owner = self.owner(frame.block_start(order));
+                    matches!(owner, Owner::Free(size) | Owner::Stock(size) if size >= order)
+                };
                 if Order::ZERO.and_up().any(in_free_block) { Fault::DoubleFree } else { Fault::BadBase }
             }
         }
@@ -178,7 +188,7 @@ impl<P: Platform> Frames<P> {
     /// Counts, as of one moment for the zones; those of the stocks can have changed meanwhile. Where a zone cannot be
     /// looked at, since this is an NMI or the kernel stops, the counts of all zones are 0.
     pub fn stats(&self) -> FrameStats {
-        let zones = self.zones.stats();
+        let zones = self.zones.stats(&self.records);
         let stocked = self.stocks.frames();
         FrameStats {
             total: zones.iter().map(|zone| zone.total).sum(),
@@ -202,14 +212,13 @@ impl<P: Platform> Frames<P> {
 
     /// To be called when frames have come or gone.
     fn update_managed(&self) {
-        let managed = self.zones.lock().total_frames();
+        let managed = self.zones.update();
         self.managed.store(managed, Relaxed);
         self.stocks.set_capacity(managed);
     }
 
     fn free_frames(&self) -> usize {
-        let zones = self.zones.lock_to_report();
-        zones.map_or(0, |zones| zones.free_frames()) + self.stocks.frames()
+        self.zones.free_and_watermarks(HIGHEST).0 + self.stocks.frames()
     }
 
     /// Whether fewer frames are free than the low watermarks of all zones say together: there is pressure.
@@ -225,20 +234,18 @@ impl<P: Platform> Frames<P> {
     /// The same for a zone, by its number, and those below it: what a request below its end can be served from. A zone
     /// alone says nothing, since requests that can live with the highest use that one up first.
     pub(crate) fn zone_below_low(&self, zone: usize) -> bool {
-        let (free, low, _) = self.free_and_watermarks(zone);
-        free < low
+        let (free, low, _) = self.zones.free_and_watermarks(zone);
+        free < low && free + self.stocked(zone) < low
     }
 
     pub(crate) fn zone_below_high(&self, zone: usize) -> bool {
-        let (free, _, high) = self.free_and_watermarks(zone);
-        free < high
+        let (free, _, high) = self.zones.free_and_watermarks(zone);
+        free < high && free + self.stocked(zone) < high
     }
 
-    /// As of one moment for the zones; 0 where they cannot be looked at. The lowest is not stocked.
-    fn free_and_watermarks(&self, zone: usize) -> (usize, usize, usize) {
-        let zones = self.zones.lock_to_report();
-        let (free, low, high) = zones.map_or((0, 0, 0), |zones| zones.free_and_watermarks(zone));
-        (if zone == 0 { free } else { free + self.stocks.frames() }, low, high)
+    /// The lowest zone is not stocked.
+    fn stocked(&self, zone: usize) -> usize {
+        if zone == 0 { 0 } else { self.stocks.frames() }
     }
 
     /// Whether a request below the end of this zone has come since the last call. For the highest it always has.

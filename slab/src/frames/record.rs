@@ -1,11 +1,11 @@
 //! The frame record: sixteen bytes for each page frame that say who owns it.
 //!
-//! The fields are atomic, so that anybody may ask who owns a frame, with no lock held. The kind of owner, the order and
-//! the cache's number are one word, so that a reader never sees a mix of two owners.
+//! The fields are atomic, so that anybody may ask who owns a frame, with no lock held. The kind of owner, and the order,
+//! the cache's number or the count of frames, are one word, so that a reader never sees a mix of two owners.
 //!
 //! Invariants:
-//! 1. A record is written only by who owns the frame: for a free frame the holder of its zone's lock, for one in a stock
-//!    the stock's CPU, for an allocated one whoever gives it back, for a slab's frame the holder of its cache's lock.
+//! 1. A record is written only by who owns the frame: for a free or loose frame the holder of its zone's lock, for one in
+//!    a CPU's stock that CPU, for an allocated one whoever gives it back, for a slab's frame the holder of its cache's lock.
 //! 2. The first frame of a free block and of an allocation says so, and their other frames say [`Owner::Inner`]. Every
 //!    frame of a slab says [`Owner::Slab`].
 //! 3. Only one of two that give the same frames back at once can: [`Record::claim`] is an atomic exchange.
@@ -28,10 +28,12 @@ pub(crate) enum Owner {
     Records,
     /// The buddy system: the first frame of a free block.
     Free(Order),
-    /// A CPU's stock of single frames.
-    Stock,
+    /// A stock, a CPU's of single frames or a zone's of larger blocks: the first frame of a block.
+    Stock(Order),
     /// Nobody: the first of so many frames that were freed in an NMI.
     Deferred(u32),
+    /// Nobody: a single frame that is freed together with others, and on its way to its zone.
+    Loose,
     /// Whoever allocated it: the first of so many frames.
     Pages(u32),
     /// The same, allocated by the caches above for themselves.
@@ -44,11 +46,10 @@ pub(crate) enum Owner {
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Record {
-    /// Kind, order and cache: see [`pack`].
+    /// See [`Owner::word`].
     owner: AtomicU32,
-    /// Of the first frame of an allocation: how many frames it has. Slab's first frame: its link in a list of slabs with
-    /// objects that were freed in an NMI.
-    count: AtomicU32,
+    /// Slab's first frame: its link in a list of slabs with objects that were freed in an NMI.
+    slab_link: AtomicU32,
     /// Free: the next free block of the order. Freed in an NMI: the link in the list of those. Slab's first frame: the
     /// frame of its header.
     a: AtomicU32,
@@ -69,6 +70,8 @@ const DEFERRED: u32 = 7;
 
 /// In place of an order, with [`PAGES`].
 const IS_METADATA: u32 = 1;
+/// In place of an order, with [`DEFERRED`].
+const IS_LOOSE: u32 = 1;
 
 /// What the record of each frame of a cache's slabs says.
 #[derive(Debug, Clone, Copy)]
@@ -80,33 +83,69 @@ impl SlabOwner {
 
     /// For slabs of so many frames.
     pub(crate) const fn new(cache: u32, order: Order) -> Self {
-        Self(pack(SLAB, order.get(), cache))
+        Self(Owner::Slab { order, cache }.word())
     }
 }
 
 const KIND_BITS: u32 = 3;
 const ORDER_BITS: u32 = 5;
+const NUMBER_SHIFT: u32 = KIND_BITS + ORDER_BITS;
 
-/// From the least significant bit up: kind, order, cache.
-const fn pack(kind: u32, order: u32, cache: u32) -> u32 {
-    kind | order << KIND_BITS | cache << (KIND_BITS + ORDER_BITS)
+impl Owner {
+    /// No allocation has more frames: 64 GiB less one.
+    pub(crate) const MOST: u32 = u32::MAX >> NUMBER_SHIFT;
+
+    /// From the least significant bit up: kind, order, and cache or count.
+    #[inline]
+    const fn word(self) -> u32 {
+        let (kind, order, number) = match self {
+            Self::Inner => (INNER, 0, 0),
+            Self::Unmanaged => (UNMANAGED, 0, 0),
+            Self::Records => (RECORDS, 0, 0),
+            Self::Free(order) => (FREE, order.get(), 0),
+            Self::Stock(order) => (STOCK, order.get(), 0),
+            Self::Pages(count) => (PAGES, 0, count),
+            Self::Metadata(count) => (PAGES, IS_METADATA, count),
+            Self::Slab { order, cache } => (SLAB, order.get(), cache),
+            Self::Deferred(count) => (DEFERRED, 0, count),
+            Self::Loose => (DEFERRED, IS_LOOSE, 0),
+        };
+        kind | order << KIND_BITS | number << NUMBER_SHIFT
+    }
+
+    #[inline]
+    const fn of_word(word: u32) -> Self {
+        let (order, number) = (word >> KIND_BITS & ((1 << ORDER_BITS) - 1), word >> NUMBER_SHIFT);
+        match (word & ((1 << KIND_BITS) - 1), Order::new(order)) {
+            (INNER, _) => Self::Inner,
+            (RECORDS, _) => Self::Records,
+            (STOCK, Some(order)) => Self::Stock(order),
+            (PAGES, _) if order == IS_METADATA => Self::Metadata(number),
+            (PAGES, _) => Self::Pages(number),
+            (DEFERRED, _) if order == IS_LOOSE => Self::Loose,
+            (DEFERRED, _) => Self::Deferred(number),
+            (FREE, Some(order)) => Self::Free(order),
+            (SLAB, Some(order)) => Self::Slab { order, cache: number },
+            _ => Self::Unmanaged,
+        }
+    }
 }
 
 impl Record {
     /// Of a frame inside something.
     pub(crate) const fn inner() -> Self {
-        Self::with_kind(INNER)
+        Self::new(Owner::Inner)
     }
 
     /// Of a frame that is no memory of this allocator.
     pub(crate) const fn unmanaged() -> Self {
-        Self::with_kind(UNMANAGED)
+        Self::new(Owner::Unmanaged)
     }
 
-    const fn with_kind(kind: u32) -> Self {
+    const fn new(owner: Owner) -> Self {
         Self {
-            owner: AtomicU32::new(pack(kind, 0, 0)),
-            count: AtomicU32::new(0),
+            owner: AtomicU32::new(owner.word()),
+            slab_link: AtomicU32::new(0),
             a: AtomicU32::new(0),
             b: AtomicU32::new(0),
         }
@@ -114,19 +153,13 @@ impl Record {
 
     #[inline]
     pub(crate) fn owner(&self) -> Owner {
-        let word = self.owner.load(Relaxed);
-        let order = Order::new(word >> KIND_BITS & ((1 << ORDER_BITS) - 1));
-        match (word & ((1 << KIND_BITS) - 1), order) {
-            (INNER, _) => Owner::Inner,
-            (RECORDS, _) => Owner::Records,
-            (STOCK, _) => Owner::Stock,
-            (PAGES, order) if order == Order::new(IS_METADATA) => Owner::Metadata(self.count()),
-            (PAGES, _) => Owner::Pages(self.count()),
-            (DEFERRED, _) => Owner::Deferred(self.count()),
-            (FREE, Some(order)) => Owner::Free(order),
-            (SLAB, Some(order)) => Owner::Slab { order, cache: word >> (KIND_BITS + ORDER_BITS) },
-            _ => Owner::Unmanaged,
-        }
+        Owner::of_word(self.owner.load(Relaxed))
+    }
+
+    /// Whether it is just this owner.
+    #[inline]
+    pub(crate) fn is(&self, owner: Owner) -> bool {
+        self.owner.load(Relaxed) == owner.word()
     }
 
     /// Whether the frame is part of a slab of such an owner.
@@ -137,49 +170,20 @@ impl Record {
 
     #[inline]
     pub(crate) fn set_owner(&self, owner: Owner) {
-        if let Owner::Pages(count) | Owner::Metadata(count) | Owner::Deferred(count) = owner {
-            self.count.store(count, Relaxed);
-        }
-        self.owner.store(
-            match owner {
-                Owner::Unmanaged => UNMANAGED,
-                Owner::Inner => INNER,
-                Owner::Records => RECORDS,
-                Owner::Free(order) => pack(FREE, order.get(), 0),
-                Owner::Stock => STOCK,
-                Owner::Pages(_) => PAGES,
-                Owner::Metadata(_) => pack(PAGES, IS_METADATA, 0),
-                Owner::Deferred(_) => DEFERRED,
-                Owner::Slab { order, cache } => pack(SLAB, order.get(), cache),
-            },
-            Relaxed,
-        );
+        self.owner.store(owner.word(), Relaxed);
     }
 
-    /// From the first of just `count` allocated frames to [`Owner::Inner`]; `false`, and nothing done, where it is not
-    /// that. Of several that try at once, one succeeds.
+    /// From the first of just `count` allocated frames to `to`; `false`, and nothing done, where it is not that. Of
+    /// several that try at once, one succeeds.
     #[inline]
-    pub(crate) fn claim(&self, count: u32) -> bool {
-        if self.count() != count || self.owner.compare_exchange(PAGES, INNER, Relaxed, Relaxed).is_err() {
-            return false;
-        }
-        // Another one can have freed the run, and a third allocated a shorter one, since the count was read.
-        let same = self.count() == count;
-        if !same {
-            self.owner.store(PAGES, Relaxed);
-        }
-        same
-    }
-
-    /// Frames of the allocation that starts here.
-    #[inline]
-    pub(crate) fn count(&self) -> u32 {
-        self.count.load(Relaxed)
+    pub(crate) fn claim(&self, count: u32, to: Owner) -> bool {
+        let from = Owner::Pages(count).word();
+        count <= Owner::MOST && self.owner.compare_exchange(from, to.word(), Relaxed, Relaxed).is_ok()
     }
 
     /// Makes it that of a slab's first frame; the owner is still to be set.
     pub(crate) fn set_header(&self, (frame, offset): (Frame, u32)) {
-        self.count.store(NOT_LISTED, Relaxed);
+        self.slab_link.store(NOT_LISTED, Relaxed);
         self.a.store(frame.number(), Relaxed);
         self.b.store(offset, Relaxed);
     }
@@ -192,7 +196,7 @@ impl Record {
 
     /// The link of a slab with objects that were freed in an NMI.
     pub(crate) fn slab_link(&self) -> &AtomicU32 {
-        &self.count
+        &self.slab_link
     }
 
     /// The link of a run that was freed in an NMI.

@@ -1,20 +1,22 @@
 //! Where the frame records are, so that the record of any frame is found with no lock held.
 //!
 //! The records of the largest range at `init` are one table, the *direct* one, in that range's end; those of at most
-//! sixteen frames lie in the allocator itself. All others are in a radix tree over the frame number, whose nodes are page
+//! sixteen frames lie in the allocator itself. Of a large table only the first part is set up at once: the rest follows
+//! as the memory is needed, so that `init` takes no longer with more of it. All others are in a radix tree over the frame number, whose nodes are page
 //! frames: a leaf has the 256 records of 1 MiB, above it are two levels of 512 pointers, and a root of 64. So a hole of
 //! terabytes costs nothing.
 //!
 //! Invariants:
 //! 1. A pointer in the tree is null or points to a node that was whole before the pointer was stored (release and acquire),
-//!    and that stays where it is until [`dismantle`](Records::dismantle). `direct` alike, before `direct_frames` is stored.
+//!    and that stays where it is until [`dismantle`](Records::dismantle). `direct` has room for `planned` records, of which
+//!    `direct_frames` are set up; it is stored before them.
 //! 2. Nodes and tables lie in frames that nobody else uses, and are only ever accessed through shared references.
 //! 3. Only one caller at a time adds nodes; see `Frames::changing`.
 //!
 //! Locks: none.
 
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
-use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize};
 use core::ops::Range;
 
 use super::Frame;
@@ -27,6 +29,9 @@ const NODE_BITS: u32 = 9;
 const LOWER_SHIFT: u32 = LEAF_BITS + NODE_BITS;
 const UPPER_SHIFT: u32 = LOWER_SHIFT + NODE_BITS;
 const ROOT_ENTRIES: usize = 1 << (u32::BITS - UPPER_SHIFT);
+
+/// Of so many frames the records are set up at a time: 4 MiB. They have 16 KiB.
+pub(crate) const SECTION: u32 = 1024;
 
 /// The records of 1 MiB.
 #[derive(Debug)]
@@ -48,14 +53,19 @@ const _: () = assert!(size_of::<Leaf>() == FRAME_SIZE && size_of::<Lower>() == F
 pub(crate) struct Records {
     /// The first frame of the direct table.
     direct_first: AtomicU32,
-    /// How many frames it has; 0 before there is one.
+    /// Of how many frames it has records by now.
     direct_frames: AtomicU32,
     /// Null where the records are in `inline`.
     direct: AtomicPtr<Record>,
-    /// Where the first frame of the direct table is, and how many bytes its frames have; 0 where the records are in
-    /// `inline`.
+    /// Where the first frame of the direct table is, and how many bytes the frames have whose records are set up.
     start: AtomicPtr<u8>,
     bytes: AtomicUsize,
+    /// How many frames the direct table is for, or `inline`; 0 before there is one.
+    planned: AtomicU32,
+    /// The first of the frames of tables in the end of the direct range.
+    tables: AtomicU32,
+    /// Somebody is setting up records.
+    setting_up: AtomicBool,
     inline: [Record; Self::INLINE as usize],
     /// A frame whose record was found overwritten, which nobody has reported yet.
     damaged: AtomicU32,
@@ -92,6 +102,9 @@ impl Records {
             direct: AtomicPtr::new(core::ptr::null_mut()),
             start: AtomicPtr::new(core::ptr::null_mut()),
             bytes: AtomicUsize::new(0),
+            planned: AtomicU32::new(0),
+            tables: AtomicU32::new(0),
+            setting_up: AtomicBool::new(false),
             inline: [const { Record::inner() }; Self::INLINE as usize],
             damaged: AtomicU32::new(Frame::NONE),
             root: [const { AtomicPtr::new(core::ptr::null_mut()) }; ROOT_ENTRIES],
@@ -123,7 +136,7 @@ impl Records {
 
     /// Whether there is no memory yet.
     pub(crate) fn are_empty(&self) -> bool {
-        self.direct_frames.load(Acquire) == 0
+        self.planned.load(Acquire) == 0
     }
 
     /// Where `pointer` points to, counted from the first frame of the direct table, if the record is there and `is_right`.
@@ -132,7 +145,7 @@ impl Records {
     pub(crate) fn direct(&self, pointer: *const u8, is_right: impl Fn(&Record) -> bool) -> Option<(usize, *mut u8)> {
         let (bytes, start) = (self.bytes.load(Acquire), self.start.load(Relaxed));
         let offset = pointer.addr().wrapping_sub(start.addr());
-        // SAFETY: the direct table has a record for each frame of so many bytes (invariants 1 and 2).
+        // SAFETY: each frame of so many bytes has a record in the direct table (invariants 1 and 2).
         let there = offset < bytes && is_right(unsafe { &*self.direct.load(Relaxed).add(offset / FRAME_SIZE) });
         there.then_some((offset, start))
     }
@@ -144,7 +157,16 @@ impl Records {
         let index = frame.number().wrapping_sub(self.direct_first.load(Relaxed));
         if index < frames {
             // SAFETY: the direct table has more records than `index` (invariants 1 and 2).
-            return Some(unsafe { &*self.direct_table().add(index as usize) });
+            return Some(unsafe { &*self.direct.load(Relaxed).add(index as usize) });
+        }
+        self.get_elsewhere(frame, index)
+    }
+
+    /// The same, where it is in no direct table, or not yet.
+    #[inline(never)]
+    fn get_elsewhere(&self, frame: Frame, index: u32) -> Option<&Record> {
+        if index < self.planned.load(Acquire) {
+            return self.inline.get(index as usize).filter(|_| self.direct.load(Relaxed).is_null());
         }
         let leaf = self.leaf_slot(frame)?.load(Acquire);
         if leaf.is_null() {
@@ -152,12 +174,6 @@ impl Records {
         }
         // SAFETY: a whole leaf that stays (invariant 1), never accessed but by shared references (2).
         Some(unsafe { &(*leaf).0[in_leaf(frame)] })
-    }
-
-    #[inline]
-    fn direct_table(&self) -> *const Record {
-        let table = self.direct.load(Relaxed);
-        if table.is_null() { self.inline.as_ptr() } else { table }
     }
 
     /// Where the leaf of `frame` is, or would be; `None` where there is not so much as a node for it.
@@ -177,6 +193,12 @@ impl Records {
     #[inline]
     pub(crate) fn owner(&self, frame: Frame) -> Owner {
         self.get(frame).map_or(Owner::Unmanaged, Record::owner)
+    }
+
+    /// Whether just `owner` owns `frame`.
+    #[inline]
+    pub(crate) fn is(&self, frame: Frame, owner: Owner) -> bool {
+        self.get(frame).is_some_and(|record| record.is(owner))
     }
 
     /// Changes who owns `frame`, which has a record.
@@ -219,18 +241,25 @@ impl Records {
 
     /// The records from the start of `range` on that lie in one row, or how many frames have none.
     fn row(&self, range: Range<Frame>) -> (Option<&[Record]>, u32) {
-        let (start, frames) = (range.start, self.direct_frames.load(Acquire));
+        let (start, planned) = (range.start, self.planned.load(Acquire));
         let first = self.direct_first.load(Relaxed);
         let index = start.number().wrapping_sub(first);
-        if index < frames {
-            let length = length(&range).min(frames - index);
-            let table = self.direct_table();
+        if index < planned {
+            let length = length(&range).min(planned - index);
+            let table = self.direct.load(Relaxed);
+            if table.is_null() {
+                return (self.inline.get(index as usize..(index + length) as usize), length);
+            }
+            let length = match self.direct_frames.load(Acquire).saturating_sub(index) {
+                0 => return (None, length),
+                there => length.min(there),
+            };
             // SAFETY: the direct table has so many records from `index` on (invariants 1 and 2).
             let row = unsafe { core::slice::from_raw_parts(table.add(index as usize), length as usize) };
             return (Some(row), length);
         }
         // The direct table's records count, not those in a leaf that it shares a megabyte with.
-        let ahead = if frames > 0 && first > start.number() { first - start.number() } else { u32::MAX };
+        let ahead = if planned > 0 && first > start.number() { first - start.number() } else { u32::MAX };
         let until = |shift: u32| length(&range).min(ahead).min((1 << shift) - start.number() % (1 << shift));
         let Some(lower) = self.lower_slot(start) else { return (None, until(UPPER_SHIFT)) };
         let Some(leaf) = entry(lower, in_node(start, LEAF_BITS)) else { return (None, until(LOWER_SHIFT)) };
@@ -240,23 +269,52 @@ impl Records {
         (leaf.map(|leaf| &leaf.0[in_leaf(start)..][..length as usize]), length)
     }
 
-    /// Makes the records of `range` the direct table, all of them [`Owner::Inner`].
+    /// Makes room for the records of `range` in the direct table; they are still to be [set up](Self::set_up), unless the
+    /// table needs no memory.
     ///
     /// # Safety
     ///
-    /// There is none yet. The first frame of `range` is at `start`. At `table`, aligned to a frame, are as many frames as [`direct_size`](Self::direct_size)
+    /// There is none yet. The first frame of `range` is at `start`, and its end from `tables` on is for tables. At `table`, aligned to a frame, are as many frames as [`direct_size`](Self::direct_size)
     /// says, the allocator's own until [`dismantle`](Self::dismantle).
-    pub(crate) unsafe fn set_direct(&self, range: Range<Frame>, start: *mut u8, table: *mut u8) {
+    pub(crate) unsafe fn set_direct(&self, range: Range<Frame>, tables: Frame, start: *mut u8, table: *mut u8) {
         let (frames, table) = (length(&range), table.cast::<Record>());
         if frames > Self::INLINE {
-            // SAFETY: the table has room for a record a frame; all bytes zero is a valid one.
-            unsafe { table.write_bytes(0, frames as usize) };
             self.direct.store(table, Relaxed);
         }
         self.direct_first.store(range.start.number(), Relaxed);
         self.start.store(start, Relaxed);
-        self.bytes.store(if frames > Self::INLINE { frames as usize * FRAME_SIZE } else { 0 }, Release);
-        self.direct_frames.store(frames, Release);
+        self.tables.store(tables.number(), Relaxed);
+        self.planned.store(frames, Release);
+    }
+
+    /// The free frames of the direct range whose records are not set up.
+    #[inline]
+    pub(crate) fn later(&self) -> Range<Frame> {
+        let tables = Frame::new(self.tables.load(Relaxed));
+        let set_up = Frame::new(self.direct_first.load(Relaxed)).offset(self.direct_frames.load(Acquire));
+        if self.direct.load(Relaxed).is_null() { tables..tables } else { set_up.min(tables)..tables }
+    }
+
+    /// Sets up the records of the direct range up to `end`, or if that leaves none but those of the tables, all. They say
+    /// [`Owner::Inner`], and the tables' [`Owner::Records`]. `false`, and nothing done, where another call is under way.
+    pub(crate) fn set_up(&self, end: Frame) -> bool {
+        if self.setting_up.swap(true, Acquire) {
+            return false;
+        }
+        let later = self.later();
+        if later.start < end && !self.direct.load(Relaxed).is_null() {
+            let (before, planned) = (self.direct_frames.load(Relaxed), self.planned.load(Relaxed));
+            let first = Frame::new(self.direct_first.load(Relaxed));
+            let after = if end < later.end { length(&(first..end)) } else { planned };
+            // SAFETY: the table has room for a record a frame (invariant 1), and nobody looks at these yet; all bytes zero is
+            // a valid one.
+            unsafe { self.direct.load(Relaxed).add(before as usize).write_bytes(0, (after - before) as usize) };
+            self.bytes.store(after as usize * FRAME_SIZE, Release);
+            self.direct_frames.store(after, Release);
+            self.set_all(later.end..first.offset(after), Owner::Records);
+        }
+        self.setting_up.store(false, Release);
+        true
     }
 
     /// Adds to the tree what is missing for `range`, each node from `page`. New records are [`Owner::Unmanaged`].
@@ -281,7 +339,7 @@ impl Records {
     /// What of `range` has no record in the direct table: up to two ranges.
     fn beside_direct(&self, range: Range<Frame>) -> impl Iterator<Item = Range<Frame>> + use<> {
         let first = Frame::new(self.direct_first.load(Relaxed));
-        let end = first.offset(self.direct_frames.load(Acquire));
+        let end = first.offset(self.planned.load(Acquire));
         let parts = [range.start..range.end.min(first), range.start.max(end)..range.end];
         parts.into_iter().filter(|part| !part.is_empty())
     }
@@ -312,7 +370,8 @@ impl Records {
         }
         let table = self.direct.swap(core::ptr::null_mut(), Relaxed).cast::<u8>();
         self.bytes.store(0, Relaxed);
-        let pages = Self::direct_size(self.direct_frames.swap(0, Relaxed)) as usize;
+        self.direct_frames.store(0, Relaxed);
+        let pages = Self::direct_size(self.planned.swap(0, Relaxed)) as usize;
         (0..pages).for_each(|page| give(table.wrapping_add(page * FRAME_SIZE)));
         self.inline.iter().for_each(|record| record.set_owner(Owner::Inner));
     }

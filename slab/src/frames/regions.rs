@@ -158,6 +158,7 @@ impl<P: Platform> Frames<P> {
             return Err(AddError::NotInitialised);
         }
         let (largest, frames) = measure(ranges.clone()).ok_or(AddError::NoUsableMemory)?;
+        ranges.clone().for_each(|range| self.zones.set_up(&self.records, range.end));
         if let Some((frame, _)) = ranges.clone().find_map(|range| self.records.managed(range).next()) {
             return Err(AddError::AlreadyManaged { frame });
         }
@@ -205,6 +206,7 @@ impl<P: Platform> Frames<P> {
     fn withdraw(&self, range: Range<Frame>) -> Result<usize, RemoveError> {
         let _change = self.begin_change().ok_or(RemoveError::InProgress)?;
         self.drain_stock();
+        self.zones.set_up(&self.records, range.end);
         let withdrawn = self.zones.lock().withdraw(&self.records, range.clone());
         let frames = withdrawn.map_err(|(frame, owner)| match owner {
             Owner::Records => RemoveError::Records { frame },

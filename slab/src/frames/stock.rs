@@ -15,7 +15,7 @@ use core::marker::PhantomData;
 
 use super::record::Owner;
 use super::records::Records;
-use super::{Frame, Frames};
+use super::{Frame, Frames, Order};
 use crate::lock::Interrupts;
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
@@ -29,6 +29,8 @@ const BATCH: usize = CAPACITY / 2;
 const LEAST_MEMORY: usize = 256;
 /// All stocks together have at most one of so many frames.
 const SHARE: usize = 8;
+/// What the records of its frames say.
+const SINGLE: Owner = Owner::Stock(Order::ZERO);
 
 /// The frames of one CPU. All bytes zero is an empty one.
 #[derive(Debug)]
@@ -41,18 +43,22 @@ struct Stock {
 const _: () = assert!(size_of::<Stock>() == 256);
 
 impl Stock {
+    #[inline]
     fn count(&self) -> usize {
         self.count.load(Relaxed) as usize
     }
 
-    fn push(&self, frame: Frame) {
+    /// `false`, and nothing done, where there is no room.
+    #[inline]
+    fn push(&self, frame: Frame) -> bool {
         let count = self.count();
-        if let Some(slot) = self.frames.get(count) {
-            slot.store(frame.number(), Relaxed);
-            self.count.store(count as u32 + 1, Relaxed);
-        }
+        let Some(slot) = self.frames.get(count) else { return false };
+        slot.store(frame.number(), Relaxed);
+        self.count.store(count as u32 + 1, Relaxed);
+        true
     }
 
+    #[inline]
     fn pop(&self) -> Option<Frame> {
         let count = self.count().checked_sub(1)?;
         let frame = self.frames.get(count)?.load(Relaxed);
@@ -85,7 +91,6 @@ pub(crate) struct Stocks<P> {
 /// The stock of the CPU that this runs on, and stays on: interrupts are off.
 struct Local<'a, P: Platform> {
     stock: &'a Stock,
-    capacity: usize,
     _interrupts: Interrupts<P>,
 }
 
@@ -130,6 +135,11 @@ impl<P: Platform> Stocks<P> {
         self.capacity.store(share.min(CAPACITY) as u32 & !1, Relaxed);
     }
 
+    fn capacity(&self) -> usize {
+        self.capacity.load(Relaxed) as usize
+    }
+
+    #[inline]
     fn all(&self) -> &[Stock] {
         let table = self.table.load(Acquire);
         if table.is_null() {
@@ -144,11 +154,9 @@ impl<P: Platform> Stocks<P> {
         if P::CPUS == 0 {
             return None;
         }
-        let capacity = self.capacity.load(Relaxed) as usize;
-        let stocks = self.all();
         let interrupts = Interrupts::disable();
-        let stock = stocks.get(P::current_cpu())?;
-        (capacity > 0).then_some(Local { stock, capacity, _interrupts: interrupts })
+        let stock = self.all().get(P::current_cpu())?;
+        Some(Local { stock, _interrupts: interrupts })
     }
 
     /// Frames in all stocks.
@@ -162,7 +170,7 @@ impl<P: Platform> Stocks<P> {
             let count = stock.count();
             let frames = stock.frames.get(..count).ok_or(Broken::StockCount { cpu, count })?;
             let mut frames = frames.iter().map(|frame| Frame::new(frame.load(Relaxed)));
-            if let Some(frame) = frames.find(|frame| records.owner(*frame) != Owner::Stock) {
+            if let Some(frame) = frames.find(|frame| !records.is(*frame, SINGLE)) {
                 return Err(Broken::StockOwner { cpu, frame });
             }
         }
@@ -175,48 +183,44 @@ impl<P: Platform> Frames<P> {
     #[inline]
     pub(super) fn take_stocked(&self) -> Option<Frame> {
         let local = self.stocks.local()?;
-        let frame = local.stock.pop().or_else(|| {
-            self.refill(&local);
-            local.stock.pop()
-        })?;
+        let frame = local.stock.pop().or_else(|| self.refill(&local))?;
         self.records.set_owner(frame, Owner::Pages(1));
         Some(frame)
     }
 
+    /// Fills the stock, which is empty, and takes a frame from it.
     #[cold]
-    fn refill(&self, local: &Local<'_, P>) {
+    fn refill(&self, local: &Local<'_, P>) -> Option<Frame> {
         self.take_in_deferred();
         let mut batch = [Frame::default(); BATCH];
-        let filled = self.zones.allocate_bulk(&self.records, &mut batch[..local.capacity / 2], 1);
-        for frame in &batch[..filled] {
-            self.records.set_owner(*frame, Owner::Stock);
-            local.stock.push(*frame);
-        }
+        let filled = self.zones.allocate_bulk(&self.records, &mut batch[..self.stocks.capacity() / 2], 1, SINGLE);
+        batch[..filled].iter().for_each(|frame| _ = local.stock.push(*frame));
+        local.stock.pop()
     }
 
-    /// Frees a single frame, whose record says [`Owner::Inner`], to this CPU's stock or else to its zone.
+    /// Frees a single frame to this CPU's stock; `false`, and nothing done, where it is not allocated as such, and where
+    /// the stock cannot have it.
     #[inline]
-    pub(super) fn release_single(&self, frame: Frame) {
-        let local = if frame < self.zones.first_boundary() { None } else { self.stocks.local() };
-        let Some(local) = local else {
-            return self.zones.release(&self.records, frame..frame.offset(1));
-        };
-        if local.stock.count() >= local.capacity {
-            self.drain(local.stock, local.capacity / 2);
-        }
-        self.records.set_owner(frame, Owner::Stock);
-        local.stock.push(frame);
+    pub(super) fn free_to_stock(&self, frame: Frame) -> bool {
+        let (record, local) = (self.records.get(frame), self.stocks.local());
+        let (Some(record), Some(Local { stock, .. })) = (record, &local) else { return false };
+        let has_room = stock.count() < self.stocks.capacity() && frame >= self.zones.first_boundary();
+        has_room && record.claim(1, SINGLE) && stock.push(frame)
+    }
+
+    /// Makes room in this CPU's stock, if it is full; `false` where it is not.
+    pub(super) fn make_room(&self) -> bool {
+        let capacity = self.stocks.capacity();
+        let full = self.stocks.local().filter(|local| capacity > 0 && local.stock.count() >= capacity);
+        full.is_some_and(|local| self.drain(local.stock, capacity / 2) > 0)
     }
 
     /// Moves up to `frames` frames from `stock` to their zones, and says how many.
     fn drain(&self, stock: &Stock, frames: usize) -> usize {
         let mut batch = [Frame::default(); BATCH];
         let popped = stock.pop_into(&mut batch[..frames.min(BATCH)]);
-        let claim = |frame| {
-            self.records.set_owner(frame, Owner::Inner);
-            true
-        };
-        _ = self.zones.release_bulk(&self.records, &batch[..popped], claim);
+        batch[..popped].iter().for_each(|frame| self.records.set_owner(*frame, Owner::Loose));
+        self.zones.release_loose(&self.records, &batch[..popped]);
         popped
     }
 
@@ -224,12 +228,21 @@ impl<P: Platform> Frames<P> {
         core::iter::from_fn(|| Some(self.drain(stock, BATCH)).filter(|drained| *drained > 0)).sum()
     }
 
-    /// Moves the frames that this CPU keeps in stock back to where every CPU has them, so that they merge. Returns how
-    /// many.
+    /// Moves the frames that this CPU keeps in stock back to where every CPU has them, and merges the free blocks that
+    /// wait there unmerged. Returns how many frames were moved.
     ///
     /// An allocation that would fail otherwise does so by itself. What was freed in NMIs goes there too.
     pub fn drain_stock(&self) -> usize {
-        self.take_in_deferred() + self.stocks.local().map_or(0, |local| self.drain_whole(local.stock))
+        let moved = self.take_in_deferred() + self.stocks.local().map_or(0, |local| self.drain_whole(local.stock));
+        self.zones.merge_stocks(&self.records);
+        moved
+    }
+
+    /// As [`drain_stock`](Self::drain_stock), and makes the records that were put off: from then on each free frame's
+    /// record says so, but for those in the stocks of other CPUs.
+    pub(crate) fn settle(&self) {
+        self.drain_stock();
+        self.zones.set_up(&self.records, Frame::new(Frame::LIMIT));
     }
 
     /// Moves the frames that the CPU with this number keeps in stock back to where every CPU has them. Returns how many.

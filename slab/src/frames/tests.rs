@@ -5,6 +5,7 @@ mod records;
 mod regions;
 mod stock;
 mod verify;
+mod waiting;
 #[cfg(feature = "x86_64")]
 mod x86_64;
 mod zones;

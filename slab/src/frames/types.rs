@@ -140,7 +140,7 @@ impl Order {
         Self::new(self.0 + 1)
     }
 
-    pub(crate) fn index(self) -> usize {
+    pub(crate) const fn index(self) -> usize {
         self.0 as usize
     }
 

@@ -16,8 +16,8 @@ struct Tally {
     managed: usize,
     /// Of the managed frames, those of something that starts at or before them.
     owned: usize,
+    /// In the stocks too.
     free: usize,
-    stocked: usize,
     metadata: usize,
 }
 
@@ -43,10 +43,10 @@ impl Tally {
     /// Counts what starts at a frame; says how many frames it has, `None` where nothing starts there.
     fn add(&mut self, owner: Owner) -> Option<u32> {
         match owner {
-            Owner::Unmanaged | Owner::Inner => return None,
+            // Who frees loose frames is not done.
+            Owner::Unmanaged | Owner::Inner | Owner::Loose => return None,
             Owner::Records => self.metadata += 1,
-            Owner::Stock => self.stocked += 1,
-            Owner::Free(order) => {
+            Owner::Free(order) | Owner::Stock(order) => {
                 self.free += order.frames() as usize;
                 return Some(order.frames());
             }
@@ -79,12 +79,13 @@ impl<P: Platform> Frames<P> {
         zones.verify(&self.records)?;
         let stocked = self.stocks.verify(&self.records)?;
         let found = Tally::of(&self.records)?;
+        let later = length(&self.records.later()) as usize;
+        let tables = if later > 0 { self.metadata.load(Relaxed) - found.metadata } else { 0 };
         let counts = [
-            (zones.total_frames(), found.managed),
+            (zones.total_frames(), found.managed + later + tables),
             (found.managed, found.owned),
-            (zones.free_frames(), found.free),
-            (stocked, found.stocked),
-            (self.metadata.load(Relaxed), found.metadata),
+            (zones.free_frames() + stocked, found.free + later),
+            (self.metadata.load(Relaxed), found.metadata + tables),
         ];
         let wrong = counts.into_iter().find(|(expected, found)| expected != found);
         wrong.map_or(Ok(()), |(expected, found)| Err(Broken::FrameCount { expected, found }))

@@ -6,15 +6,20 @@
 //! list through their records; the memory of a free block is never touched. A request that no block can serve may still
 //! get blocks that follow each other.
 //!
+//! A few freed blocks of each order but the lowest wait in a stock, unmerged, since their order is often asked for again
+//! (the lazy buddy system of Barkley & Lee, 1989). Where there is no other block for a request, they merge first. Single
+//! frames have the stocks of the CPUs.
+//!
 //! Lock: the caller holds the one around the zone.
 
 #![forbid(unsafe_code)]
 
+use core::array;
 use core::ops::Range;
 
-use super::record::{Owner, Record};
-use super::records::Records;
-use super::types::{length, overlap};
+use super::record::Owner;
+use super::records::{Records, SECTION};
+use super::types::{each, length, overlap};
 use super::{Frame, Order};
 use crate::verify::Broken;
 
@@ -26,6 +31,21 @@ const SEARCH: usize = 1024;
 struct FreeList {
     first: Option<Frame>,
     blocks: usize,
+}
+
+/// How many loose frames before and behind another are freed with it.
+const LOOSE: u32 = 32;
+
+/// How many blocks of an order wait unmerged.
+const STOCKED: usize = 8;
+/// From order 1 up to this one: 2 MiB, which is a large page.
+const HIGHEST_STOCKED: usize = Order::LARGE_PAGE.index();
+
+/// Free blocks of one order that have not merged. Their records say [`Owner::Stock`].
+#[derive(Debug, Clone, Copy)]
+struct Stock {
+    count: usize,
+    blocks: [Frame; STOCKED],
 }
 
 /// What is asked of a zone: `count` frames in a row, not 0, the first aligned to `alignment`, all below `limit`.
@@ -60,6 +80,19 @@ impl Request {
     }
 }
 
+/// The largest blocks that `range` consists of, in ascending order.
+fn whole_blocks(range: Range<Frame>) -> impl Iterator<Item = (Frame, Order)> {
+    let mut frame = range.start;
+    core::iter::from_fn(move || {
+        let first = frame;
+        let order = first
+            .alignment()
+            .min(Order::within(range.end.number().checked_sub(first.number()).filter(|left| *left > 0)?));
+        frame = first.offset(order.frames());
+        Some((first, order))
+    })
+}
+
 /// A part of the physical address space and its free blocks.
 #[derive(Debug)]
 pub(crate) struct Zone {
@@ -68,6 +101,10 @@ pub(crate) struct Zone {
     /// The lowest frame that was ever managed; the end of the zone while there is none.
     lowest: Frame,
     lists: [FreeList; Order::COUNT],
+    /// A bit for each order that has free blocks.
+    filled: u32,
+    stocks: [Stock; HIGHEST_STOCKED],
+    /// Those in the stocks too.
     free_frames: usize,
     total_frames: usize,
 }
@@ -76,7 +113,8 @@ impl Zone {
     /// Without any memory.
     pub(crate) const fn new(range: Range<Frame>) -> Self {
         let lists = [FreeList { first: None, blocks: 0 }; Order::COUNT];
-        Self { lowest: range.end, range, lists, free_frames: 0, total_frames: 0 }
+        let stocks = [Stock { count: 0, blocks: [Frame::new(0); STOCKED] }; HIGHEST_STOCKED];
+        Self { lowest: range.end, range, lists, filled: 0, stocks, free_frames: 0, total_frames: 0 }
     }
 
     pub(crate) fn range(&self) -> Range<Frame> {
@@ -91,8 +129,37 @@ impl Zone {
         self.total_frames
     }
 
-    pub(crate) fn free_blocks(&self) -> [usize; Order::COUNT] {
-        self.lists.map(|list| list.blocks)
+    /// Free blocks by their order, but for those in the stocks. What has no records yet counts as if it had merged.
+    pub(crate) fn free_blocks(&self, records: &Records) -> [usize; Order::COUNT] {
+        let mut blocks = self.lists.map(|list| list.blocks);
+        let mut run = self.later(records);
+        while !run.is_empty()
+            && let Some(before) = self.block_before(records, run.start)
+        {
+            let order = Order::within(length(&(before..run.start)));
+            blocks[order.index()] = blocks[order.index()].saturating_sub(1);
+            run.start = before;
+        }
+        whole_blocks(run).for_each(|(_, order)| blocks[order.index()] += 1);
+        blocks
+    }
+
+    /// The free frames of the zone that have no records yet.
+    fn later(&self, records: &Records) -> Range<Frame> {
+        overlap(&records.later(), &self.range)
+    }
+
+    /// Sets up the records of some more frames, below `limit`, so that they can be allocated; `false` where there are
+    /// none.
+    pub(crate) fn set_up(&mut self, records: &Records, limit: Frame) -> bool {
+        let later = self.later(records);
+        let section = later.start..later.end.min(later.start.offset(SECTION));
+        if section.is_empty() || section.start >= limit || !records.set_up(section.end) {
+            return false;
+        }
+        self.free_frames = self.free_frames.saturating_sub(length(&section) as usize);
+        self.merge_all(records, section);
+        true
     }
 
     /// Whether it has memory below `limit`.
@@ -100,9 +167,10 @@ impl Zone {
         self.total_frames > 0 && self.lowest < limit
     }
 
-    /// Counts `range` as managed from now on; its frames are not free yet.
-    pub(crate) fn manage(&mut self, range: &Range<Frame>) {
+    /// Counts `range` as managed from now on. Its frames are not free yet, but for those in `later`.
+    pub(crate) fn manage(&mut self, range: &Range<Frame>, later: &Range<Frame>) {
         self.total_frames += length(range) as usize;
+        self.free_frames += length(later) as usize;
         self.lowest = self.lowest.min(range.start);
     }
 
@@ -111,11 +179,118 @@ impl Zone {
         self.total_frames -= frames;
     }
 
-    /// Allocates what `request` asks for, and no more; its first record says so.
+    /// Allocates what `request` asks for, and no more; its first record says so. Only whole blocks are looked at.
     pub(crate) fn allocate(&mut self, records: &Records, request: &Request) -> Option<Frame> {
+        let frame = self
+            .split(records, request)
+            .or_else(|| if self.merge_stocks(records) { self.split(records, request) } else { None })?;
+        records.set_owner(frame, Owner::Pages(request.count));
+        Some(frame)
+    }
+
+    /// The same from wherever there is room.
+    pub(crate) fn allocate_anywhere(&mut self, records: &Records, request: &Request) -> Option<Frame> {
         let frame = self.find(records, request)?;
         self.take(records, frame..frame.offset(request.count));
         records.set_owner(frame, Owner::Pages(request.count));
+        Some(frame)
+    }
+
+    /// Fills `frames` from its start with single frames, at most `most`, and says with how many. They are `owner`'s.
+    pub(crate) fn allocate_bulk(
+        &mut self,
+        records: &Records,
+        frames: &mut [Frame],
+        most: usize,
+        owner: Owner,
+    ) -> usize {
+        let wanted = frames.len().min(most);
+        let mut filled = 0;
+        while filled < wanted {
+            let order = Order::new(self.filled.trailing_zeros());
+            let Some((first, order)) = order.and_then(|order| self.pop(records, order)) else {
+                if self.merge_stocks(records) || self.set_up(records, self.range.end) {
+                    continue;
+                }
+                break;
+            };
+            let end = first.offset(order.frames());
+            let taken = first..end.min(first.offset((wanted - filled) as u32));
+            self.merge_all(records, taken.end..end);
+            records.set_all(taken.clone(), owner);
+            for frame in each(taken) {
+                frames[filled] = frame;
+                filled += 1;
+            }
+        }
+        filled
+    }
+
+    /// The first free block of `order`; `None` where there is none, and where the list is broken.
+    fn pop(&mut self, records: &Records, order: Order) -> Option<(Frame, Order)> {
+        let first = self.lists[order.index()].first?;
+        if !records.is(first, Owner::Free(order)) {
+            records.note_damage(first);
+            return None;
+        }
+        self.unlink(records, first, order);
+        Some((first, order))
+    }
+
+    /// A block of `order` that waits in its stock. It is allocated from now on.
+    #[inline]
+    pub(crate) fn take_stocked(&mut self, records: &Records, order: Order) -> Option<Frame> {
+        let stock = self.stocks.get_mut(order.index().wrapping_sub(1))?;
+        let last = stock.count.checked_sub(1)?;
+        let frame = *stock.blocks.get(last)?;
+        stock.count = last;
+        self.free_frames = self.free_frames.wrapping_sub(order.frames() as usize);
+        let record = records.get(frame)?;
+        if !record.is(Owner::Stock(order)) {
+            records.note_damage(frame);
+            return None;
+        }
+        record.set_owner(Owner::Pages(order.frames()));
+        Some(frame)
+    }
+
+    /// Keeps the block of `order` at `frame`, whose record says [`Owner::Inner`], unmerged, if there is room in its stock.
+    #[inline]
+    pub(crate) fn stock(&mut self, records: &Records, frame: Frame, order: Order) -> bool {
+        let Some(stock) = self.stocks.get_mut(order.index().wrapping_sub(1)) else { return false };
+        let Some(room) = stock.blocks.get_mut(stock.count) else { return false };
+        *room = frame;
+        stock.count += 1;
+        self.free_frames += order.frames() as usize;
+        records.set_owner(frame, Owner::Stock(order));
+        true
+    }
+
+    /// Merges all blocks that wait; `false` where there are none.
+    pub(crate) fn merge_stocks(&mut self, records: &Records) -> bool {
+        let mut merged = false;
+        for order in (1..=HIGHEST_STOCKED as u32).filter_map(Order::new) {
+            while self.stocks[order.index() - 1].count > 0 {
+                if let Some(frame) = self.take_stocked(records, order) {
+                    records.set_owner(frame, Owner::Inner);
+                    self.release_block(records, frame, order);
+                    merged = true;
+                }
+            }
+        }
+        merged
+    }
+
+    /// What most requests get: the first part of the smallest block that is large enough, and what is left of it is
+    /// free.
+    fn split(&mut self, records: &Records, request: &Request) -> Option<Frame> {
+        let larger = self.filled & (u32::MAX << request.order.get());
+        let order = Order::new(larger.trailing_zeros()).filter(|_| request.limit >= self.range.end)?;
+        let (frame, _) = self.pop(records, order)?;
+        for half in (request.order.get()..order.get()).rev().filter_map(Order::new) {
+            self.push(records, frame.offset(half.frames()), half);
+        }
+        self.merge_all(records, frame.offset(request.count)..frame.offset(request.order.frames()));
         Some(frame)
     }
 
@@ -167,7 +342,7 @@ impl Zone {
     /// The free blocks of an order, up to the first link that leads elsewhere.
     fn blocks(&self, records: &Records, order: Order) -> impl Iterator<Item = Frame> {
         self.links(records, order).take_while(move |frame| {
-            let free = records.owner(*frame) == Owner::Free(order);
+            let free = records.is(*frame, Owner::Free(order));
             if !free {
                 records.note_damage(*frame);
             }
@@ -199,9 +374,9 @@ impl Zone {
         let mut frame = range.start;
         while frame < range.end {
             let Some(block) = self.block_around(records, frame) else { return };
-            self.unlink(records, block.start);
-            self.release(records, block.start..frame);
-            self.release(records, range.end.max(frame)..block.end);
+            self.unlink(records, block.start, Order::within(length(&block)));
+            self.merge_all(records, block.start..frame);
+            self.merge_all(records, range.end.max(frame)..block.end);
             frame = block.end;
         }
     }
@@ -215,24 +390,35 @@ impl Zone {
         Some(taken)
     }
 
-    /// Frees all of `range`, whose records say [`Owner::Inner`].
-    pub(crate) fn release(&mut self, records: &Records, range: Range<Frame>) {
-        let (mut frame, end) = (range.start, range.end);
-        while frame < end {
-            let order = frame.alignment().min(Order::within(end.number() - frame.number()));
-            self.release_block(records, frame, order);
-            frame = frame.offset(order.frames());
+    /// Frees the loose frames around `frame`, if it is one, up to [`LOOSE`] to both sides; says how many.
+    pub(crate) fn release_loose(&mut self, records: &Records, frame: Frame) -> u32 {
+        let is_loose = |frame: &Frame| records.is(*frame, Owner::Loose) && self.range.contains(frame);
+        let count = |step: fn(u32, u32) -> Option<u32>| {
+            let beside = |distance| step(frame.number(), distance).map(Frame::new).filter(is_loose);
+            (1..=LOOSE).take_while(|distance| beside(*distance).is_some()).count() as u32
+        };
+        if !is_loose(&frame) {
+            return 0;
         }
+        let range = Frame::new(frame.number() - count(u32::checked_sub))..frame.offset(1 + count(u32::checked_add));
+        records.set_all(range.clone(), Owner::Inner);
+        self.merge_all(records, range.clone());
+        length(&range)
+    }
+
+    /// Frees all of `range`, whose records say [`Owner::Inner`], and merges it as far as it goes.
+    pub(crate) fn merge_all(&mut self, records: &Records, range: Range<Frame>) {
+        whole_blocks(range).for_each(|(frame, order)| self.release_block(records, frame, order));
     }
 
     /// Frees one block, which is aligned, and merges it as far as it goes.
     fn release_block(&mut self, records: &Records, mut frame: Frame, mut order: Order) {
         while let Some(larger) = order.larger() {
             let buddy = frame.buddy(order);
-            if records.owner(buddy) != Owner::Free(order) || !self.range.contains(&buddy) {
+            if !records.is(buddy, Owner::Free(order)) || !self.range.contains(&buddy) {
                 break;
             }
-            self.unlink(records, buddy);
+            self.unlink(records, buddy, order);
             frame = frame.min(buddy);
             order = larger;
         }
@@ -250,21 +436,19 @@ impl Zone {
         }
         list.first = Some(frame);
         list.blocks += 1;
+        self.filled |= order.frames();
         self.free_frames += order.frames() as usize;
     }
 
-    /// Takes the free block that starts at `frame` out of its list.
-    fn unlink(&mut self, records: &Records, frame: Frame) {
+    /// Takes the free block of `order` that starts at `frame` out of its list.
+    fn unlink(&mut self, records: &Records, frame: Frame, order: Order) {
         let Some(record) = records.get(frame) else { return };
-        let Owner::Free(order) = record.owner() else { return };
         let list = &mut self.lists[order.index()];
         // A neighbour that does not know this block is none: something wrote over a link. Then the list ends here.
-        let is_free = |neighbour: &Frame| records.owner(*neighbour) == Owner::Free(order);
-        let knows = |neighbour: Option<Frame>, back: fn(&Record) -> Option<Frame>| {
-            let record = neighbour.filter(is_free).and_then(|neighbour| records.get(neighbour));
-            record.filter(|record| back(record) == Some(frame))
-        };
-        let (next, previous) = (knows(record.next(), Record::previous), knows(record.previous(), Record::next));
+        let neighbour =
+            |neighbour: Option<Frame>| records.get(neighbour?).filter(|record| record.is(Owner::Free(order)));
+        let next = neighbour(record.next()).filter(|next| next.previous() == Some(frame));
+        let previous = neighbour(record.previous()).filter(|previous| previous.next() == Some(frame));
         let is_first = list.first == Some(frame);
         let known = (next.is_some(), previous.is_some()) == (record.next().is_some(), record.previous().is_some());
         if !known || previous.is_some() == is_first {
@@ -281,6 +465,9 @@ impl Zone {
         }
         record.set_owner(Owner::Inner);
         list.blocks = list.blocks.saturating_sub(1);
+        if list.first.is_none() {
+            self.filled &= !order.frames();
+        }
         self.free_frames = self.free_frames.saturating_sub(order.frames() as usize);
     }
 
@@ -301,6 +488,9 @@ impl Zone {
             }
             free += blocks * order.frames() as usize;
         }
+        free += length(&self.later(records)) as usize;
+        let stocked = array::from_fn::<_, HIGHEST_STOCKED, _>(|order| self.stocks[order].count << (order + 1));
+        free += stocked.iter().sum::<usize>();
         if free == self.free_frames {
             Ok(())
         } else {

@@ -158,7 +158,7 @@ impl Model<'_> {
     fn at(&mut self, first: u64, count: u32) -> Checked {
         // What other CPUs have in stock is free and cannot be had.
         let all_free = self.all_free(first, count);
-        let stocked = (0..count).any(|index| self.frames.owner(nth(first).offset(index)) == Owner::Stock);
+        let stocked = (0..count).any(|index| matches!(self.frames.owner(nth(first).offset(index)), Owner::Stock(_)));
         let taken = self.frames.allocate_at(nth(first), count);
         prop_assert!(taken == all_free || (!taken && stocked));
         if taken { self.allocated(nth(first), count) } else { Ok(()) }
@@ -177,7 +177,7 @@ impl Model<'_> {
     fn grow(&mut self, which: usize, by: u32) -> Checked {
         let Some((frame, count)) = self.take(which) else { return Ok(()) };
         let behind = Self::index(frame) as u64 + u64::from(count);
-        let stocked = (0..by).any(|index| self.frames.owner(nth(behind).offset(index)) == Owner::Stock);
+        let stocked = (0..by).any(|index| matches!(self.frames.owner(nth(behind).offset(index)), Owner::Stock(_)));
         let grown = self.frames.try_grow_run(frame, count, count + by).unwrap();
         prop_assert!(grown == self.all_free(behind, by) || (!grown && stocked));
         let count = if grown { count + by } else { count };
@@ -197,7 +197,7 @@ impl Model<'_> {
                 part.fill(Is::Unmanaged);
             }
             Err(RemoveError::Busy { frame }) => {
-                let stocked = self.frames.owner(frame) == Owner::Stock;
+                let stocked = matches!(self.frames.owner(frame), Owner::Stock(_));
                 prop_assert!(stocked || self.what[Self::index(frame)] == Is::Used);
             }
             Err(RemoveError::Records { frame }) => prop_assert_eq!(self.what[Self::index(frame)], Is::Records),

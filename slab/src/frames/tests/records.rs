@@ -84,14 +84,18 @@ fn a_record_keeps_every_owner_it_is_told() {
         Owner::Records,
         Owner::Free(Order::MAX),
         Owner::Free(Order::ZERO),
-        Owner::Stock,
-        Owner::Pages(u32::MAX),
+        Owner::Stock(Order::ZERO),
+        Owner::Loose,
+        Owner::Deferred(3),
+        Owner::Metadata(1),
+        Owner::Pages(Owner::MOST),
         Owner::Slab { order: Order::LARGE_PAGE, cache: (1 << 24) - 1 },
     ];
     let record = record::Record::unmanaged();
     for owner in owners {
         record.set_owner(owner);
         assert_eq!(record.owner(), owner);
-        assert_eq!(record.claim(u32::MAX), matches!(owner, Owner::Pages(_)));
+        assert!(!record.claim(u32::MAX, Owner::Inner));
+        assert_eq!(record.claim(Owner::MOST, Owner::Inner), matches!(owner, Owner::Pages(_)));
     }
 }

@@ -85,7 +85,7 @@ fn row_1_a_stocked_frame_freed_again_is_refused() {
     let frames = all_of::<Two>(&machine);
     let one = frames.allocate(Order::ZERO).unwrap();
     free(&frames, one, Order::ZERO);
-    assert_eq!(frames.owner(one), Owner::Stock);
+    assert_eq!(frames.owner(one), Owner::Stock(Order::ZERO));
     for cpu in [0, 1, 2] {
         let report = report_of(|| on_cpu(cpu, || free(&frames, one, Order::ZERO)));
         assert!(report.contains("double free"), "{report}");
