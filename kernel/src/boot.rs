@@ -46,8 +46,10 @@ fn start() {
     cpus::start_boot_cpu();
     traps::load_table();
     serial::init();
+    memory::device::set_attributes();
     // SAFETY: this takes rights away from the kernel only: it can then not write to its read-only pages.
     unsafe { Cr0::update(|flags| flags.insert(Cr0Flags::WRITE_PROTECT)) };
+    threads::user::prepare_cpu();
 }
 
 /// Brings up the machine from what the loader says about it, then runs the program's main function.
@@ -68,6 +70,7 @@ unsafe fn enter(boot_info: &'static BootInfo, line: &'static [u8]) -> ! {
     // SAFETY: usable memory is unused and mapped, as the caller promises.
     unsafe { heap::init(boot_info) };
     cpus::this().lend_number();
+    memory::device::init(boot_info);
     cpus::apic::init();
     timer::init();
     threads::init();

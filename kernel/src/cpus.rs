@@ -25,7 +25,7 @@ use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use x86_64::VirtAddr;
 use x86_64::instructions::interrupts;
 
-pub(crate) use block::{Block, start_boot_cpu, this};
+pub(crate) use block::{Block, KERNEL_STACK, set_kernel_stack, start_boot_cpu, this};
 pub use call::{call_on, call_on_others};
 pub use offline::{bring_online, offline};
 pub use platform::Cpus;
@@ -102,6 +102,12 @@ pub fn send_nmi(number: usize) -> Result<(), NotOnline> {
     let block = block(number).filter(|block| block.mail.state.is_online()).ok_or(NotOnline(number))?;
     apic::send_nmi(block.apic_id());
     Ok(())
+}
+
+/// How often the CPU with this number has forgotten its address translations because another asked for it; 0 where there is
+/// no such CPU.
+pub fn flushes(number: usize) -> u64 {
+    block(number).map_or(0, |block| block.mail.flushes_done.load(Ordering::Relaxed))
 }
 
 /// Runs `body` with interrupts off, as on a CPU that the allocator knows no number of. That is how the boot CPU runs

@@ -3,24 +3,29 @@
 //! | addresses | what |
 //! |---|---|
 //! | from [`PHYSICAL_MEMORY`] | all physical memory, and at least the first 4 GiB of physical addresses |
-//! | from `0xffff_9000_0000_0000` | registers of devices, uncached, each at its physical address plus this |
+//! | from `0xffff_9000_0000_0000` | memory of [devices](device) |
 //! | from `0xffff_a000_0000_0000` | stacks of CPUs and threads, each with a page below it that is not mapped |
 //! | from `0xffff_c000_0000_0000` | objects of the heap that have pages of their own, and pages that are never mapped between them |
 //! | from `0xffff_e000_0000_0000` | the [ramdisk](crate::ramdisk), read-only |
 //! | from `0xffff_ffff_8000_0000` | the kernel's image |
 //!
+//! Below half of the address space each [process](crate::processes) has its own, on page tables that share the
+//! rest with all others.
+//!
 //! Where the `bootloader` crate loaded the kernel, its tables map a few pages more, all below half of the address space.
 
+pub mod device;
 mod guard;
+mod user;
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cpus::Cpus;
 use kslab::IrqLock;
 use kslab::memory::FRAME_SIZE;
 use spin::Once;
-use x86_64::registers::control::Cr3;
-use x86_64::structures::paging::mapper::MapToError;
+use x86_64::registers::control::{Cr2, Cr3};
 use x86_64::structures::paging::page_table::PageTableLevel;
 use x86_64::structures::paging::{
     FrameAllocator, FrameDeallocator, Mapper, OffsetPageTable, Page, PageTable, PageTableFlags, PhysFrame, Size4KiB,
@@ -33,9 +38,6 @@ use crate::{cpus, stop, traps};
 /// Physical address 0 is mapped here.
 pub const PHYSICAL_MEMORY: u64 = 0xffff_8000_0000_0000;
 
-/// The registers of devices are mapped here, each at its physical address plus this.
-const DEVICES: u64 = 0xffff_9000_0000_0000;
-
 /// The ramdisk is mapped here, if there is one, from the start of a page on.
 pub const RAMDISK: u64 = 0xffff_e000_0000_0000;
 
@@ -43,6 +45,7 @@ pub const RAMDISK: u64 = 0xffff_e000_0000_0000;
 const TABLE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 pub(crate) use guard::GuardedObjects;
+pub(crate) use user::{END as USER_END, OutOfMemory, UserTables};
 
 /// Of memory that is mapped anew.
 const DATA: PageTableFlags = PageTableFlags::PRESENT.union(PageTableFlags::WRITABLE).union(PageTableFlags::NO_EXECUTE);
@@ -54,6 +57,51 @@ pub const fn physical(address: u64) -> *mut u8 {
     (PHYSICAL_MEMORY + address) as *mut u8
 }
 
+/// The tables in which nothing is mapped below half of the address space but what the loader has left there.
+static KERNEL_TABLES: Once<PhysFrame> = Once::new();
+
+/// The kernel's own page tables; `None` before [`init`].
+pub(crate) fn kernel_tables() -> Option<PhysFrame> {
+    KERNEL_TABLES.get().copied()
+}
+
+/// The entries of the root of page tables for the kernel's half of the address space.
+const KERNEL_HALF: Range<usize> = 256..512;
+
+/// Copies the kernel's half of the address space to `root`, the root of other page tables.
+pub(crate) fn share_kernel(root: &mut PageTable) {
+    let tables = tables().lock();
+    for index in KERNEL_HALF {
+        root[index] = tables.level_4_table()[index].clone();
+    }
+}
+
+/// Sees to a page fault on page tables that are not the kernel's own: where the root of these has got an entry since
+/// [`share_kernel`], it is copied. Whether it was; if not, the fault is one. Such entries never change.
+pub(crate) fn catch_up(error_code: u64) -> bool {
+    let Some(kernel) = kernel_tables() else { return false };
+    let (root, _) = Cr3::read();
+    let address = VirtAddr::new_truncate(Cr2::read_raw());
+    let index = usize::from(address.p4_index());
+    if error_code != 0 && error_code != WRITE || root == kernel || !KERNEL_HALF.contains(&index) {
+        return false;
+    }
+    let entry = |root: PhysFrame| {
+        let entry = physical(root.start_address().as_u64()).cast::<u64>().wrapping_add(index);
+        // SAFETY: a table in force, or the kernel's; whoever changes an entry writes it whole.
+        unsafe { AtomicU64::from_ptr(entry) }
+    };
+    let wanted = entry(kernel).load(Ordering::Acquire);
+    let is_new = wanted != 0 && entry(root).load(Ordering::Relaxed) == 0;
+    if is_new {
+        entry(root).store(wanted, Ordering::Release);
+    }
+    is_new
+}
+
+/// The error code of a page fault by the kernel that writes where nothing is mapped; 0 is that of one that reads.
+const WRITE: u64 = 2;
+
 /// Takes over the page tables that are in force, and unmaps the guard page below every static stack.
 ///
 /// # Safety
@@ -62,6 +110,7 @@ pub const fn physical(address: u64) -> *mut u8 {
 pub(crate) unsafe fn init() {
     TABLES.call_once(|| {
         let (root, _) = Cr3::read();
+        KERNEL_TABLES.call_once(|| root);
         let root: *mut PageTable = physical(root.start_address().as_u64()).cast();
         // SAFETY: CR3 holds the address of the table in force, and the caller gives it to us alone, with all below it.
         IrqLock::new(unsafe { OffsetPageTable::new(&mut *root, VirtAddr::new(PHYSICAL_MEMORY)) })
@@ -116,31 +165,6 @@ pub(crate) fn is_mapped(address: VirtAddr) -> bool {
         }
         table = PhysAddr::new(entry & TABLE_ADDRESS);
     }
-}
-
-/// Maps the page of device registers at the physical address `address`, uncached, and returns where.
-///
-/// Stops the kernel when there is no memory for a page table.
-///
-/// # Safety
-///
-/// There must be device registers at that address, and no memory.
-pub(crate) unsafe fn map_device(address: PhysAddr) -> VirtAddr {
-    let virtual_address = VirtAddr::new(DEVICES + address.as_u64());
-    let page = Page::<Size4KiB>::containing_address(virtual_address);
-    let frame = PhysFrame::containing_address(address);
-    let flags = PageTableFlags::PRESENT
-        | PageTableFlags::WRITABLE
-        | PageTableFlags::NO_EXECUTE
-        | PageTableFlags::NO_CACHE
-        | PageTableFlags::WRITE_THROUGH;
-    // SAFETY: the page lies where only devices are mapped, each at its own place, so it aliases no memory.
-    match unsafe { tables().lock().map_to(page, frame, flags, &mut HEAP.frames()) } {
-        Ok(flush) => flush.flush(),
-        Err(MapToError::PageAlreadyMapped(_)) => {}
-        Err(error) => stop::stop(format_args!("device at {address:#x} was not mapped: {error:?}"), |_| Ok(())),
-    }
-    virtual_address
 }
 
 /// Maps `pages` new page frames, one by one and in no order, from `start` on: writable, not executable, for the kernel

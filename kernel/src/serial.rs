@@ -24,11 +24,16 @@ impl Port {
             Err(_) => panic!("the ports of COM1 fit below 0x10000"),
         }
     }
+
+    /// Writes bytes that may be no text.
+    pub fn write(&mut self, bytes: &[u8]) {
+        self.0.send_bytes_exact(bytes);
+    }
 }
 
 impl fmt::Write for Port {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.0.send_bytes_exact(text.as_bytes());
+        self.write(text.as_bytes());
         Ok(())
     }
 }

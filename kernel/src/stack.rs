@@ -1,6 +1,7 @@
 //! Stacks with a guard page.
 
 use core::cell::UnsafeCell;
+use core::ops::Range;
 
 use kslab::arena::Arena;
 use kslab::memory::FRAME_SIZE;
@@ -88,6 +89,11 @@ impl MappedStack {
     /// The address just above the stack, where it starts to grow from.
     pub(crate) fn top(&self) -> VirtAddr {
         self.bottom() + self.size as u64
+    }
+
+    /// The addresses that it has above its guard page.
+    pub(crate) fn addresses(&self) -> Range<usize> {
+        self.bottom().as_u64() as usize..self.top().as_u64() as usize
     }
 
     /// Whether `address` is in its guard page.

@@ -1,6 +1,6 @@
 //! Exceptions and interrupts: every vector has an entry.
 //!
-//! An exception is reported and ends the run. Double faults, page faults and non-maskable interrupts are reported from
+//! An exception in the kernel is reported and ends the run; one in ring 3 goes back to [who runs that code](crate::threads). Double faults, page faults and non-maskable interrupts are reported from
 //! stacks of their own, each CPU's, so that a broken stack does not matter. An interrupt goes to the handler that
 //! [`set_interrupt_handler`] named, on the stack that was in use; a non-maskable one first to that of
 //! [`set_nmi_handler`], if there is one.
@@ -16,19 +16,24 @@ use spin::Once;
 use x86_64::VirtAddr;
 use x86_64::structures::idt::InterruptDescriptorTable;
 
-use crate::{boot, cpus, stop};
-pub(crate) use cpu::{Cpu, STACK_SIZE, STACKS};
+use crate::{boot, cpus, memory, stop};
+pub(crate) use cpu::{Cpu, STACK_SIZE, STACKS, USER_CODE_32, USER_CODE_64, USER_DATA};
 pub use entry::TrapFrame;
+pub(crate) use entry::enter_user;
+pub(crate) use report::name;
 
 /// The first vector that is not an exception.
 pub const FIRST_INTERRUPT: u8 = 32;
+
+/// The vector by which ring 3 calls the kernel, the only one that it may name.
+pub const SYSTEM_CALL: u8 = 0x80;
 
 /// What an interrupt calls. Interrupts are off; it must tell the interrupt controller when it is done.
 pub type InterruptHandler = fn(&mut TrapFrame);
 
 const DEBUG: u8 = 1;
 const NON_MASKABLE_INTERRUPT: u8 = 2;
-const PAGE_FAULT: u8 = 14;
+pub(crate) const PAGE_FAULT: u8 = 14;
 
 static TABLE: Once<InterruptDescriptorTable> = Once::new();
 static HANDLERS: [AtomicPtr<()>; 256 - FIRST_INTERRUPT as usize] = [const { AtomicPtr::new(core::ptr::null_mut()) }; _];
@@ -91,6 +96,7 @@ extern "sysv64" fn on_trap(frame: &mut TrapFrame) {
             call(&NMI_HANDLER, frame);
         }),
         DEBUG => call(&DEBUG_HANDLER, frame),
+        PAGE_FAULT if memory::catch_up(frame.error_code) => {}
         PAGE_FAULT => call(&PAGE_FAULT_HANDLER, frame),
         FIRST_INTERRUPT.. => call(&HANDLERS[usize::from(vector - FIRST_INTERRUPT)], frame),
         _ => report::stop(frame),

@@ -20,3 +20,6 @@ mod members;
 pub mod pages;
 pub mod windows;
 pub mod zones;
+
+#[cfg(all(test, not(models)))]
+mod tests;

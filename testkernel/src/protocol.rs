@@ -12,12 +12,22 @@
 //! Words of the form `key=value`, separated by spaces. `tests=` picks what runs and in which order: a comma-separated
 //! list of test numbers (`7`), ranges (`0-5`) and texts (every ordinary test whose name contains it). Without it every
 //! ordinary test runs. `cpus=` says how many CPUs the kernel should find, and `lost-cpu=` is the APIC id of one that starts
-//! and never comes to the kernel. `seed=` and `operations=` are the numbers that the storms start from and do.
+//! and never comes to the kernel. `programs=` has the kernel run programs in ring 3 and no tests: a comma-separated list of names of
+//! its own, or [`PROGRAM_FILE`] for that file of the ramdisk, each with [`EAGER`] behind it if its memory is to be backed at once. `seed=` and `operations=` are the numbers that the storms start from and do.
 
 use core::fmt::{self, Write};
 
 /// What every frame starts with.
 pub const PREFIX: &str = "@kslab ";
+
+/// The file of the ramdisk that is a program.
+pub const PROGRAM_FILE: &str = "program";
+
+/// Stands behind a program's name.
+pub const EAGER: &str = ":eager";
+
+/// Stands for a call in what a program has of memory at first.
+pub const START: &str = "start";
 
 /// The section of the ELF file that holds one [`Test`] after the other.
 pub const TESTS_SECTION: &str = ".tests";
@@ -50,12 +60,14 @@ pub enum Kind {
     Stop,
     /// A line of the allocator's own tables.
     Table,
+    /// What a program does, see [`Said`].
+    Program,
     /// The last frame: `COUNT CRC`, in decimal and in eight hexadecimal digits.
     Whole,
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Ktap, Self::Start, Self::Stop, Self::Table, Self::Whole];
+    const ALL: [Self; 6] = [Self::Ktap, Self::Start, Self::Stop, Self::Table, Self::Program, Self::Whole];
 
     /// The word that stands for it on the line.
     pub const fn word(self) -> &'static str {
@@ -64,6 +76,7 @@ impl Kind {
             Self::Start => "start",
             Self::Stop => "stop",
             Self::Table => "table",
+            Self::Program => "program",
             Self::Whole => "whole",
         }
     }
@@ -125,6 +138,68 @@ pub fn parse_frame(line: &str) -> Option<(Kind, &str)> {
     let (word, payload) = line.strip_prefix(PREFIX)?.split_once(' ')?;
     let kind = Kind::ALL.into_iter().find(|kind| kind.word() == word)?;
     Some((kind, payload))
+}
+
+/// What a frame of [`Kind::Program`] says: a word, a space, and text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said<'a> {
+    /// A program starts, `begin NAME`.
+    Begin(&'a str),
+    /// It has written this, `wrote BYTES`, escaped as [`slice::escape_ascii`] does.
+    Wrote(&'a str),
+    /// What it has of memory after a call, `memory BREAK MAPPINGS RESIDENT RESERVED RESULT CALL`, in KiB.
+    Memory(Memory<'a>),
+    /// It has called `exit` with this, `status NUMBER`.
+    Status(u8),
+    /// It was killed for this, `killed TEXT`.
+    Killed(&'a str),
+    /// It was not started, `refused TEXT`.
+    Refused(&'a str),
+    /// How many page frames were free before it and are behind it, `frames BEFORE AFTER`.
+    Frames(u64, u64),
+}
+
+/// What a program has of memory, as written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory<'a> {
+    /// The break.
+    pub program_break: &'a str,
+    /// How many mappings there are.
+    pub mappings: &'a str,
+    /// KiB that have page frames.
+    pub resident: &'a str,
+    /// KiB in all mappings.
+    pub reserved: &'a str,
+    /// What the call has given.
+    pub result: &'a str,
+    /// The call.
+    pub call: &'a str,
+}
+
+impl<'a> Said<'a> {
+    /// Reads the payload of a frame.
+    pub fn parse(payload: &'a str) -> Option<Self> {
+        let (word, text) = payload.split_once(' ')?;
+        Some(match word {
+            "begin" => Self::Begin(text),
+            "wrote" => Self::Wrote(text),
+            "memory" => {
+                let mut words = text.splitn(6, ' ');
+                let mut next = || words.next();
+                let (program_break, mappings, resident) = (next()?, next()?, next()?);
+                let (reserved, result, call) = (next()?, next()?, next()?);
+                Self::Memory(Memory { program_break, mappings, resident, reserved, result, call })
+            }
+            "status" => Self::Status(text.parse().ok()?),
+            "killed" => Self::Killed(text),
+            "refused" => Self::Refused(text),
+            "frames" => {
+                let (before, after) = text.split_once(' ')?;
+                Self::Frames(before.parse().ok()?, after.parse().ok()?)
+            }
+            _ => return None,
+        })
+    }
 }
 
 struct Counted<'a> {
@@ -320,6 +395,19 @@ mod tests {
         assert_eq!(sent, received);
         let frames: Vec<_> = out.lines().map(parse_frame).collect();
         assert_eq!(frames, [Some((Kind::Ktap, "ok 1 a::b")), Some((Kind::Ktap, ""))]);
+    }
+
+    #[test]
+    fn what_a_program_does_is_read() {
+        assert_eq!(Said::parse("begin brk:eager"), Some(Said::Begin("brk:eager")));
+        assert_eq!(Said::parse("wrote "), Some(Said::Wrote("")));
+        let Some(Said::Memory(memory)) = Said::parse("memory 0x804a000 3 8 264 0x804a000 brk(0, 1)") else { panic!() };
+        assert_eq!((memory.resident, memory.reserved, memory.call), ("8", "264", "brk(0, 1)"));
+        assert_eq!(Said::parse("status 7"), Some(Said::Status(7)));
+        assert_eq!(Said::parse("frames 10 11"), Some(Said::Frames(10, 11)));
+        for payload in ["", "begin", "memory 1 2 3 4 5", "status 256", "frames 1", "else x"] {
+            assert_eq!(Said::parse(payload), None, "{payload}");
+        }
     }
 
     #[test]

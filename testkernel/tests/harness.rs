@@ -176,3 +176,20 @@ fn help_names_every_option() {
     assert!(options.all(|option| ran.stdout.contains(&format!("--{option}"))), "{ran:?}");
     assert!(ran.stdout.contains("cargo run -- ") && !ran.stdout.contains("broken"), "{ran:?}");
 }
+
+#[test]
+fn the_commands_of_the_guide_and_of_the_systems_name_tests() {
+    let guide = include_str!("../../slab/src/guide/from_brk_to_slabs.md");
+    let readme = include_str!("../../README.md");
+    let (_, table) = readme.split_once("## Other systems' memory").expect("the table of systems");
+    let commands = guide.split('`').chain(table.split('`')).filter_map(|code| code.strip_prefix("cargo run -- "));
+    let of_tests: Vec<_> = commands.filter(|command| !command.starts_with("--")).collect();
+    assert!(of_tests.len() >= 12, "{of_tests:?}");
+    for command in of_tests {
+        let names = command.split(" --").next().expect("the first part");
+        for name in names.split(' ') {
+            let ran = launch(&format!("--list {name}"));
+            assert!(ran.code == Some(0) && ran.stdout.contains(name), "{command}: {ran:?}");
+        }
+    }
+}

@@ -8,14 +8,15 @@ use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use raw_cpuid::CpuId;
 use spin::Once;
 use x2apic::lapic::{LocalApic, LocalApicBuilder, TimerMode, xapic_base};
+use x86_64::VirtAddr;
 use x86_64::instructions::interrupts::without_interrupts;
 use x86_64::instructions::port::Port;
-use x86_64::{PhysAddr, VirtAddr};
 
 use super::{Block, call, this, tlb};
+use crate::memory::device::{self, Attribute};
 use crate::threads::preemption;
 use crate::traps::{FIRST_INTERRUPT, set_interrupt_handler};
-use crate::{memory, println, stop};
+use crate::{println, stop};
 
 /// The vector of the timer.
 pub(crate) const TIMER_VECTOR: u8 = FIRST_INTERRUPT;
@@ -27,6 +28,9 @@ pub(super) const FLUSH_VECTOR: u8 = 0xf1;
 pub(super) const WAKE_VECTOR: u8 = 0xf2;
 const ERROR_VECTOR: u8 = 0xfe;
 const SPURIOUS_VECTOR: u8 = 0xff;
+
+/// Bytes of its registers.
+const REGISTERS_SIZE: usize = 4096;
 
 /// Where the registers of every CPU's own local APIC are mapped.
 static REGISTERS: Once<VirtAddr> = Once::new();
@@ -80,9 +84,11 @@ pub(crate) fn init() {
     });
     // A spurious interrupt needs no answer (Intel SDM vol. 3, 11.9).
     set_interrupt_handler(SPURIOUS_VECTOR, |_| {});
-    // SAFETY: the address is that of the local APIC's registers, which firmware left where they are; each CPU finds its
-    // own there.
-    REGISTERS.call_once(|| unsafe { memory::map_device(PhysAddr::new(xapic_base())) });
+    // SAFETY: every x86-64 CPU has the register that says where they are. Each CPU finds its own there.
+    match device::map(unsafe { xapic_base() }, REGISTERS_SIZE, Attribute::Uncached) {
+        Ok(registers) => _ = REGISTERS.call_once(|| VirtAddr::from_ptr(registers.as_ptr())),
+        Err(error) => stop::stop(format_args!("the local APIC was not mapped: {error}"), |_| Ok(())),
+    }
     HAS_LONG_IDS.store(CpuId::new().get_feature_info().is_some_and(|info| info.has_x2apic()), Relaxed);
     turn_on(this());
 }

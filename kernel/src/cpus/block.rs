@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsiz
 use kslab::platform::{IN_NMI, NO_CPU};
 use spin::Once;
 use x86_64::VirtAddr;
-use x86_64::registers::model_specific::GsBase;
+use x86_64::registers::model_specific::{GsBase, KernelGsBase};
 
 use super::apic::Apic;
 use super::call::Call;
@@ -56,6 +56,9 @@ pub(super) struct Mail {
     pub(super) has_stopped: AtomicBool,
 }
 
+/// Where in the block the CPU finds the stack for traps from ring 3.
+pub(crate) const KERNEL_STACK: usize = offset_of!(Block, traps) + traps::Cpu::KERNEL_STACK;
+
 /// That of the boot CPU.
 static BOOT: Block = Block::new(0);
 
@@ -98,6 +101,8 @@ impl Block {
     pub(super) fn load(&'static self) {
         self.address.store((&raw const *self).addr(), Relaxed);
         GsBase::write(VirtAddr::from_ptr(self));
+        // Traps from ring 3 get it from there: nobody swaps the two.
+        KernelGsBase::write(VirtAddr::from_ptr(self));
     }
 
     /// Has the allocator keep things for this CPU from now on.
@@ -147,6 +152,13 @@ pub(crate) fn start_boot_cpu() {
     BOOT.mail.state.set_online();
     publish(&BOOT);
     COUNT.store(1, Relaxed);
+}
+
+/// Has traps from ring 3 use the stack below `top` on this CPU. Interrupts are off.
+pub(crate) fn set_kernel_stack(top: u64) {
+    // SAFETY: writes to the task state segment in this CPU's block, which nothing else refers to. It has no alignment, and
+    // need not: this is a CPU that does without.
+    unsafe { asm!("mov gs:[{}], {}", const KERNEL_STACK, in(reg) top, options(nostack, preserves_flags)) };
 }
 
 /// The block of the CPU that this runs on.

@@ -336,6 +336,7 @@ unsafe extern "sysv64" fn run(block: &'static Block) -> ! {
     unsafe { block.traps.load(stacks) };
     block.load();
     traps::load_table();
+    memory::device::set_attributes();
     apic::turn_on(this());
     if block.mail.state.set_online() {
         enter(block);

@@ -5,6 +5,7 @@
 
 use alloc::boxed::Box;
 use core::fmt;
+use core::ops::Range;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicUsize};
 
@@ -12,6 +13,7 @@ use kslab::{InitFailed, Object, ObjectBox, ObjectCache};
 
 use super::switch;
 use super::thread::Thread;
+use super::user::State;
 use crate::cpus::Cpus;
 use crate::heap::HEAP;
 use crate::stack::MappedStack;
@@ -39,6 +41,8 @@ pub(super) struct Context {
     thread: Option<Thread>,
     /// How many [`Pause`](super::preemption::Pause)s it has.
     pub(super) pauses: AtomicUsize,
+    /// What it has of ring 3, if it runs code there.
+    pub(super) user: AtomicPtr<State>,
     /// The one behind it in a queue.
     pub(super) next: AtomicPtr<Context>,
 }
@@ -52,6 +56,7 @@ impl Context {
             body: None,
             thread: None,
             pauses: AtomicUsize::new(0),
+            user: AtomicPtr::new(ptr::null_mut()),
             next: AtomicPtr::new(ptr::null_mut()),
         }
     }
@@ -63,6 +68,11 @@ impl Context {
     /// If it is that of none.
     pub(super) fn thread(&self) -> &Thread {
         self.thread.as_ref().expect("a context that is in use has a thread")
+    }
+
+    /// The addresses of its stack, if it has one of its own.
+    pub(super) fn stack_addresses(&self) -> Option<Range<usize>> {
+        self.stack.as_ref().map(MappedStack::addresses)
     }
 
     /// Whether `address` is in the guard page of its stack.

@@ -17,6 +17,7 @@
 //! | `queue` | contexts in a row |
 //! | `scheduler` | who runs next, and what becomes of who ran before |
 //! | `thread`, `join` | the handles, and the end of a thread |
+//! | `user` | what a thread has of ring 3, which its CPU loads with it |
 //! | [`preemption`] | turns that the timer ends |
 
 mod context;
@@ -26,10 +27,12 @@ mod queue;
 mod scheduler;
 mod switch;
 mod thread;
+pub(crate) mod user;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
+use core::ops::Range;
 
 use kslab::IrqLock;
 use x86_64::instructions::interrupts;
@@ -163,6 +166,11 @@ pub fn run_on(cpu: usize) -> bool {
 /// On a CPU that does not run threads yet.
 pub fn current() -> Thread {
     scheduler::with_current(|context| context.thread().clone()).expect("the CPU runs no threads yet")
+}
+
+/// The addresses of the current thread's stack; `None` where it runs on one that was there before it.
+pub fn stack() -> Option<Range<usize>> {
+    scheduler::with_current(Context::stack_addresses).flatten()
 }
 
 /// Lets the other threads of this CPU have their turns first.

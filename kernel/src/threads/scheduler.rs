@@ -23,6 +23,7 @@ use super::preemption;
 use super::queue::Queue;
 use super::switch::switch;
 use super::thread::{Ended, Thread};
+use super::user;
 use crate::cpus::{self, Cpus};
 
 /// The threads of one CPU. Aligned so that no two CPUs share a cache line.
@@ -197,6 +198,8 @@ pub(super) fn leave(then: Then) {
         let context = unsafe { context::own(NonNull::new_unchecked(me)) };
         state.left = Some((context, then));
         drop(state);
+        // SAFETY: as above; interrupts are off.
+        unsafe { user::save(&*me) };
         // SAFETY: interrupts are off. What is next has just left its owner, and was prepared or has left its CPU before.
         // The current context is touched by `arrive` only, which runs on the other stack.
         unsafe { switch(&raw mut (*me).stack_pointer, (*next.as_ptr()).stack_pointer) };
@@ -208,6 +211,8 @@ pub(super) fn leave(then: Then) {
 pub(super) fn arrive(me: *mut Context) {
     let here = Scheduler::here();
     here.current.store(me, Relaxed);
+    // SAFETY: it is the context of this thread, which owns it while it runs; interrupts are off.
+    unsafe { user::load(&*me) };
     let Some((context, then)) = here.state.lock().left.take() else { return };
     match then {
         Then::Ready => make_ready(context),

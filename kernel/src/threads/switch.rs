@@ -3,7 +3,8 @@
 //! To the compiler a switch is the call of a function that returns later, perhaps on another CPU. So it keeps what such a
 //! function must keep (System V ABI, 3.2.1): `rbx`, `rbp`, `r12` to `r15` and the stack pointer. Interrupts are off on both
 //! sides, so RFLAGS need no saving; the GS base belongs to the CPU, not to the thread. The kernel is built for a target
-//! without x87 and SSE (floating point is done in software), so a thread has no such registers.
+//! without x87 and SSE (floating point is done in software), so that code in ring 3 alone has such registers: see
+//! [`user`](super::user).
 
 use core::arch::naked_asm;
 use core::ptr::NonNull;

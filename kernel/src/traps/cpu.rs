@@ -2,10 +2,11 @@
 
 use core::cell::UnsafeCell;
 use core::fmt;
+use core::mem;
 
 use x86_64::instructions::segmentation::{CS, DS, ES, FS, GS, SS, Segment};
 use x86_64::instructions::tables::load_tss;
-use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
+use x86_64::structures::gdt::{Descriptor, DescriptorFlags, GlobalDescriptorTable, SegmentSelector};
 use x86_64::structures::tss::TaskStateSegment;
 use x86_64::{PrivilegeLevel, VirtAddr};
 
@@ -27,7 +28,13 @@ pub(super) const NON_MASKABLE_INTERRUPT: u16 = 2;
 /// The kernel's code segment.
 pub(super) const CODE: SegmentSelector = SegmentSelector::new(1, PrivilegeLevel::Ring0);
 const DATA: SegmentSelector = SegmentSelector::new(2, PrivilegeLevel::Ring0);
-const TASK_STATE: SegmentSelector = SegmentSelector::new(3, PrivilegeLevel::Ring0);
+/// The code of a 32-bit program in ring 3.
+pub(crate) const USER_CODE_32: SegmentSelector = SegmentSelector::new(3, PrivilegeLevel::Ring3);
+/// What programs in ring 3 have as their data, and stack.
+pub(crate) const USER_DATA: SegmentSelector = SegmentSelector::new(4, PrivilegeLevel::Ring3);
+/// The code of a 64-bit program in ring 3.
+pub(crate) const USER_CODE_64: SegmentSelector = SegmentSelector::new(5, PrivilegeLevel::Ring3);
+const TASK_STATE: SegmentSelector = SegmentSelector::new(6, PrivilegeLevel::Ring0);
 
 static BOOT_STACKS: [Stack<STACK_SIZE>; STACKS.len()] = [const { Stack::new() }; _];
 
@@ -47,6 +54,10 @@ impl fmt::Debug for Cpu {
 }
 
 impl Cpu {
+    /// Where in this the CPU finds the stack for traps from ring 3.
+    pub(crate) const KERNEL_STACK: usize =
+        mem::offset_of!(Self, task_state) + mem::offset_of!(TaskStateSegment, privilege_stack_table);
+
     /// A CPU that is not set up.
     pub(crate) const fn new() -> Self {
         let (task_state, segments) = (TaskStateSegment::new(), GlobalDescriptorTable::new());
@@ -80,6 +91,9 @@ impl Cpu {
         let mut segments = GlobalDescriptorTable::new();
         segments.append(Descriptor::kernel_code_segment());
         segments.append(Descriptor::kernel_data_segment());
+        segments.append(Descriptor::UserSegment(DescriptorFlags::USER_CODE32.bits()));
+        segments.append(Descriptor::user_data_segment());
+        segments.append(Descriptor::user_code_segment());
         // SAFETY: it was just written, and stays.
         segments.append(Descriptor::tss_segment(unsafe { &*self.task_state.get() }));
         // SAFETY: as above.

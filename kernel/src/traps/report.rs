@@ -51,6 +51,11 @@ const NAMES: [&str; FIRST_INTERRUPT as usize] = [
     "reserved exception",
 ];
 
+/// The name of an exception; `None` for an interrupt.
+pub(crate) fn name(vector: u64) -> Option<&'static str> {
+    NAMES.get(usize::try_from(vector).ok()?).copied()
+}
+
 /// Reports the trap and ends the run.
 pub(super) fn stop(frame: &TrapFrame) -> ! {
     let address = Cr2::read_raw();
@@ -94,7 +99,7 @@ struct Headline {
 
 impl fmt::Display for Headline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match NAMES.get(self.vector as usize) {
+        match name(self.vector) {
             _ if self.vector == PAGE_FAULT => self.page_fault(f),
             Some(name) => f.write_str(name),
             None => write!(f, "unexpected interrupt {}", self.vector),

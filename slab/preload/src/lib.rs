@@ -185,7 +185,11 @@ impl Preload {
 
     fn malloc_trim(&self, pad: usize) -> c_int {
         let _call = threads::enter();
-        let trimmed = C.malloc_trim(pad);
-        c_int::from(memory::give_back() || trimmed != 0)
+        if pad > 0 && C.mallinfo2().fordblks <= pad {
+            return 0;
+        }
+        // What goes back to the page frames alone is not the system's.
+        C.malloc_trim(0);
+        c_int::from(memory::give_back())
     }
 }

@@ -95,8 +95,8 @@ fn add_chunk(layout: Layout) -> bool {
     added
 }
 
-/// Gives the memory of large free blocks back to the system, which has it zero when it is next used. Says whether there was
-/// any.
+/// Gives the memory of large free blocks back to the system, which has it zero when it is next used. Says whether any of it was
+/// there: what was given back before, or never used, is none.
 pub(crate) fn give_back() -> bool {
     let mut blocks = [(Frame::default(), Order::ZERO); 64];
     let mut found = 0;
@@ -109,12 +109,26 @@ pub(crate) fn give_back() -> bool {
             found += 1;
         }
     }
+    let mut went_back = false;
     for (frame, order) in &blocks[..found] {
         let start = HEAP.frames().pointer(*frame);
+        let was_there = is_there(start, order.bytes());
         // SAFETY: a block of our own, which need not be kept.
-        unsafe { libc::madvise(start.cast(), order.bytes(), libc::MADV_DONTNEED) };
+        let result = unsafe { libc::madvise(start.cast(), order.bytes(), libc::MADV_DONTNEED) };
+        went_back |= was_there && result == 0;
         // SAFETY: allocated above, and used by nobody.
         unsafe { HEAP.frames().free(*frame, *order) };
     }
-    found > 0
+    went_back
+}
+
+/// Whether the system has memory for any page of a block, which is of whole 2 MiB.
+fn is_there(start: *mut u8, bytes: usize) -> bool {
+    const PART: usize = Order::LARGE_PAGE.bytes();
+    (0..bytes).step_by(PART).any(|at| {
+        let mut pages = [0; PART / PAGE];
+        // SAFETY: reserved addresses, and a byte for each page.
+        let known = unsafe { libc::mincore(start.wrapping_add(at).cast(), PART, pages.as_mut_ptr()) } == 0;
+        known && pages.iter().any(|page| page & 1 != 0)
+    })
 }

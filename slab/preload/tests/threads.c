@@ -167,6 +167,30 @@ static void in_signals(void) {
     setitimer(ITIMER_REAL, &never, NULL);
 }
 
+/* Pages that the process has in memory. */
+static long resident(void) {
+    long all, here;
+    FILE *file = fopen("/proc/self/statm", "r");
+    CHECK(file != NULL && fscanf(file, "%ld %ld", &all, &here) == 2 && fclose(file) == 0);
+    return here;
+}
+
+/* malloc_trim says 1 only where memory went back to the system. The C library says it more often. */
+static void trims(void) {
+    enum { SIZE = 24 << 20, PAGES = SIZE / 4096 };
+    malloc_trim(0);
+    CHECK(malloc_trim(0) == 0);
+    for (int i = 0; i < 3; i++) {
+        char *volatile block = malloc(SIZE);
+        memset(block, 1, SIZE);
+        free(block);
+        long before = resident();
+        CHECK(malloc_trim((size_t)1 << 40) == 0 && resident() > before - PAGES / 8);
+        CHECK(malloc_trim(0) == 1 && resident() < before - PAGES * 3 / 4);
+        CHECK(malloc_trim(0) == 0);
+    }
+}
+
 static void calls(void) {
     void *place = (void *)1;
     errno = 0;
@@ -198,6 +222,8 @@ static void calls(void) {
 
 int main(void) {
     CHECK(pthread_key_create(&key, at_exit) == 0);
+    if (getenv("WITH_SIGNALS") != NULL)
+        trims();
     calls();
     many();
     pthread_t threads[WORKERS], forker;

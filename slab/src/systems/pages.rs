@@ -81,11 +81,8 @@ impl<'a, P: Platform> Pages<'a, P> {
         if pages == 0 || pages > self.map.len() {
             return ptr::null_mut();
         }
-        let found = self.search(pages).or_else(|| {
-            // Single frames that a CPU keeps may be all that is missing.
-            if self.frames.drain_stock() > 0 { self.search(pages) } else { None }
-        });
-        found.map_or(ptr::null_mut(), |page| self.frames.pointer(page))
+        self.frames.settle();
+        self.search(pages).map_or(ptr::null_mut(), |page| self.frames.pointer(page))
     }
 
     fn search(&self, pages: usize) -> Option<Frame> {
@@ -144,7 +141,7 @@ impl<'a, P: Platform> Pages<'a, P> {
 
     /// How many pages are free. The map says which, from now on.
     pub fn os_mem_get_free(&self) -> usize {
-        self.frames.drain_stock();
+        self.frames.settle();
         let free = self.map.iter().enumerate().filter(|&(index, byte)| {
             let before = byte.load(Acquire);
             let now = if self.is_free(index) { FREE } else { NONE };

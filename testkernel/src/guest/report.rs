@@ -29,6 +29,11 @@ impl Report {
         self.ktap(out, format_args!("1..{selected}"))
     }
 
+    /// Says what a program does.
+    pub(super) fn program(&mut self, out: &mut dyn Write, said: fmt::Arguments) -> fmt::Result {
+        self.seal.write(out, Kind::Program, said)
+    }
+
     /// Says that `test` starts.
     pub(super) fn start(&mut self, out: &mut dyn Write, test: &'static Test) -> fmt::Result {
         self.seal.write(out, Kind::Start, format_args!("{}", test.name.get()))?;

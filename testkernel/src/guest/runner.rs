@@ -113,7 +113,7 @@ pub(super) fn with_last_words<T>(words: fn(&mut dyn Write) -> fmt::Result, body:
 }
 
 /// Ends the report when the kernel stops. Where it stopped in the middle of a frame the report stays cut off.
-fn on_stop(headline: fmt::Arguments) -> u32 {
+pub(super) fn on_stop(headline: fmt::Arguments) -> u32 {
     let words = LAST_WORDS.swap(ptr::null_mut(), Ordering::AcqRel);
     if !words.is_null() {
         // SAFETY: only `with_last_words` stores here, and only this type.
@@ -127,7 +127,7 @@ fn on_stop(headline: fmt::Arguments) -> u32 {
 }
 
 /// The serial port reports no errors.
-fn must<T>(written: Result<T, fmt::Error>) -> T {
+pub(super) fn must<T>(written: Result<T, fmt::Error>) -> T {
     written.expect("a value that is printed failed to print itself")
 }
 

@@ -1,6 +1,6 @@
 //! The command line of `cargo run --`.
 
-use std::{ffi::OsString, fmt, process::ExitCode, str::FromStr, time::Duration};
+use std::{ffi::OsString, fmt, path::PathBuf, process::ExitCode, str::FromStr, time::Duration};
 
 use clap::{Parser, ValueEnum, error::ErrorKind};
 
@@ -31,7 +31,15 @@ pub struct Args {
     #[arg(long, value_name = "PATH", value_enum, default_value_t = BootPath::Pvh)]
     pub boot: BootPath,
 
-    /// Misuse kslab and other allocators, and show what each does
+    /// Run this program in ring 3: a static ELF file for i386 (or x86_64) that exits, writes, and asks for memory
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["filters", "list", "demo", "bench", "ktap", "ignored", "include_ignored", "broken"])]
+    pub program: Option<PathBuf>,
+
+    /// Give the program's memory its page frames at once, and not when it is first used
+    #[arg(long, requires = "program")]
+    pub eager: bool,
+
+    /// Show something
     #[arg(long, value_name = "WHAT", value_enum, conflicts_with_all = ["filters", "list", "boot", "check", "ktap", "gdb"])]
     pub demo: Option<Demo>,
 
@@ -89,6 +97,10 @@ impl Args {
         if self.boot == BootPath::Uefi && self.memory.mib < 64 {
             let error = format!("UEFI does not start in {}: `--boot uefi` needs `--memory 64M` or more\n", self.memory);
             return Err(clap::Error::raw(ErrorKind::ValueValidation, error));
+        }
+        if self.markdown && self.demo != Some(Demo::Faults) {
+            let error = "there is a table for a Markdown file of `--demo faults` only\n";
+            return Err(clap::Error::raw(ErrorKind::ArgumentConflict, error));
         }
         Ok(self)
     }
@@ -160,8 +172,12 @@ impl fmt::Display for BootPath {
 /// What is demonstrated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Demo {
-    /// Bad frees, and writes where a program has no business.
+    /// Bad frees, and writes where a program has no business, with kslab and with other allocators.
     Faults,
+    /// The break of a program: it grows by 64 MiB and is reset.
+    Brk,
+    /// A program's mappings, and programs that do what the protection of one forbids.
+    Mmap,
 }
 
 /// A size of memory, 32 MiB to 1 TiB.
@@ -270,7 +286,12 @@ mod tests {
             ("--colour", "unexpected argument '--colour'"),
             ("--ignored --include-ignored", "cannot be used with"),
             ("--demo", "--demo <WHAT>"),
-            ("--demo heap", "[possible values: faults]"),
+            ("--demo heap", "[possible values: faults, brk, mmap]"),
+            ("--demo brk --markdown", "`--demo faults` only"),
+            ("--program", "--program <FILE>"),
+            ("--program p --demo brk", "cannot be used with"),
+            ("--program p heap", "cannot be used with"),
+            ("--eager", "--program <FILE>"),
             ("--demo faults heap", "cannot be used with"),
             ("--markdown", "--demo <WHAT>"),
         ] {

@@ -2,7 +2,8 @@
 //!
 //! [`setup`] finds and installs what the machine lacks, [`kernel_build`] builds, [`elf`] lists the tests, [`suite`]
 //! plans the boots, [`ramdisk`] makes what the kernel gets along, [`mod@qemu`] is the machine, [`report`] judges what a boot
-//! says, [`lines`] adds where in the sources that is, [`show`] prints. [`demo`] shows what becomes of misuse, and [`mod@bench`]
+//! says, [`lines`] adds where in the sources that is, [`show`] prints. [`demo`] shows what becomes of misuse, [`program`] has the
+//! kernel run programs, and [`mod@bench`]
 //! judges counts of instructions.
 
 use std::{
@@ -31,6 +32,7 @@ pub mod elf;
 pub mod kernel_build;
 pub mod lines;
 pub mod packages;
+pub mod program;
 pub mod qemu;
 pub mod ramdisk;
 pub mod report;
@@ -86,7 +88,12 @@ fn run(args: &Args) -> Result<ExitCode> {
     match args.demo {
         Some(Demo::Faults) if args.markdown => return demo::table(),
         Some(Demo::Faults) => return demo::run(args),
+        Some(Demo::Brk) => return program::demo(args, &program::BRK),
+        Some(Demo::Mmap) => return program::demo(args, &program::MMAP),
         None => {}
+    }
+    if let Some(file) = &args.program {
+        return program::run(args, file);
     }
     if !args.list {
         setup::ensure(needs(args.boot))?;

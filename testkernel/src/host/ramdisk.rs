@@ -1,4 +1,4 @@
-//! Makes the ramdisk, the files that the kernel gets along: a tar archive with its symbol table.
+//! Makes the ramdisk, the files that the kernel gets along: a tar archive with its symbol table, and a program.
 
 use std::{
     fs,
@@ -14,24 +14,36 @@ use object::{
 };
 use tempfile::NamedTempFile;
 
+use crate::protocol::PROGRAM_FILE;
+
 /// The file in which the kernel looks for its symbol table.
 const SYMBOLS: &str = "kernel.symbols";
 
 /// Makes the ramdisk for the kernel at `elf`, beside it. Gives its path.
 pub fn make(elf: &Path) -> Result<PathBuf> {
     let path = elf.with_extension("ramdisk");
+    // In one step: a machine may start from an older one now.
+    let file = write(elf, &[])?;
+    file.persist(&path).with_context(|| format!("cannot make the ramdisk {}", path.display()))?;
+    Ok(path)
+}
+
+/// Makes a ramdisk with a program for the kernel at `elf` to run. It is gone with the value.
+pub fn with_program(elf: &Path, program: &[u8]) -> Result<NamedTempFile> {
+    write(elf, &[(PROGRAM_FILE, program)])
+}
+
+/// Makes the ramdisk for the kernel at `elf`, with more files in it, in a file beside it that has no name yet.
+fn write(elf: &Path, files: &[(&str, &[u8])]) -> Result<NamedTempFile> {
     let kernel = fs::read(elf).with_context(|| format!("cannot read the kernel {}", elf.display()))?;
     let symbols = symbols(&kernel).with_context(|| format!("no symbols can be read from {}", elf.display()))?;
-    let archive = archive(&[(SYMBOLS, &symbols)])?;
-    // In one step: a machine may start from an older one now.
+    let archive = archive(&[&[(SYMBOLS, &symbols[..])], files].concat())?;
     let write = || {
-        let file = NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
+        let file = NamedTempFile::new_in(elf.parent().unwrap_or(Path::new(".")))?;
         fs::write(&file, archive)?;
-        file.persist(&path)?;
-        Ok::<_, anyhow::Error>(())
+        Ok::<_, anyhow::Error>(file)
     };
-    write().with_context(|| format!("cannot make the ramdisk {}", path.display()))?;
-    Ok(path)
+    write().context("cannot make the ramdisk")
 }
 
 /// An archive of files, each a name and what it holds. It depends on nothing else.

@@ -133,6 +133,7 @@ impl<'a> Report<'a> {
             Kind::Ktap => self.ktap(payload),
             Kind::Stop if self.stop.is_some() => self.damaged("the kernel stopped twice"),
             Kind::Stop => self.stop = Some(payload.to_owned()),
+            Kind::Program => self.damaged("a program ran among the tests"),
             Kind::Table => self.tables.push(payload.to_owned()),
             Kind::Whole if self.seal.matches(payload) => self.whole = true,
             Kind::Whole => self.damaged("its checksum is wrong"),

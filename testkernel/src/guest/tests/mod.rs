@@ -8,7 +8,9 @@ mod caches;
 mod checks;
 mod collections;
 mod cpus;
+mod device;
 mod frames;
+mod growth;
 mod guard;
 mod heap;
 mod heaps;
@@ -19,6 +21,7 @@ mod map;
 mod misuse;
 mod objects;
 mod pressure;
+mod processes;
 mod scaling;
 mod sharing;
 mod stats;
@@ -27,6 +30,9 @@ mod stops;
 mod storm;
 mod support;
 mod symbols;
+// A host has functions with these names already.
+#[cfg(target_os = "none")]
+mod systems;
 mod threads;
 mod timer;
 mod traps;

@@ -1,0 +1,182 @@
+//! The break: brk(2).
+
+use alloc::vec::Vec;
+
+use kernel::processes::{Call, Exit, Options};
+
+use super::super::support::frames;
+use super::{program, programs, succeeds, test, unchanged, watched};
+
+program!(break_returns:
+    "brk $0", "movl %eax, %ebp",
+    "brk $0", "expect %ebp, 1",
+    "leal 100(%ebp), %edi", "brk %edi", "expect %edi, 2",
+    "brk $0", "expect %edi, 3",
+    // Below the start: what stays is the current one.
+    "leal -1(%ebp), %esi", "brk %esi", "expect %edi, 4",
+    "brk $1", "expect %edi, 5",
+    // Above all that a program can have.
+    "brk $0xffffffff", "expect %edi, 6",
+    "brk $0xc0000001", "expect %edi, 7",
+    "brk $0", "expect %edi, 8",
+    "movl $1, 99(%ebp)",
+    "exit $0");
+// Success returns the new break; failure returns the current one, unchanged; 0 queries.
+test!(the_call_returns_the_break_that_is_in_force);
+fn the_call_returns_the_break_that_is_in_force() {
+    succeeds(break_returns());
+}
+
+program!(break_wrappers:
+    // brk: 0, or -1 (ENOMEM). sbrk: the previous break, or -1.
+    "jmp 1f",
+    "2: brk 4(%esp)", "cmpl 4(%esp), %eax", "movl $0, %eax", "jae 3f", "movl $-1, %eax", "3: ret",
+    "4: brk $0", "movl %eax, %esi", "addl 4(%esp), %eax", "movl %eax, %ebx", "movl $45, %eax", "int $0x80",
+    "cmpl %ebx, %eax", "movl %esi, %eax", "je 3f", "movl $-1, %eax", "3: ret",
+    "1: pushl $0", "calll 4b", "movl %eax, %ebp",
+    "pushl $4096", "calll 4b", "expect %ebp, 1",
+    "pushl $0", "calll 4b", "leal 4096(%ebp), %ecx", "expect %ecx, 2",
+    "pushl $-4096", "calll 4b", "leal 4096(%ebp), %ecx", "expect %ecx, 3",
+    "pushl $0", "calll 4b", "expect %ebp, 4",
+    "pushl $0xbf000000",
+    "calll 4b",
+    "expect $-1, 5",
+    "pushl %ebp",
+    "calll 2b",
+    "expect $0, 6",
+    "pushl $0xd0000000", "calll 2b", "expect $-1, 7",
+    "pushl $-4096", "calll 4b", "expect $-1, 8",
+    "exit $0");
+// What a C library makes of it: 0, or -1 with ENOMEM; sbrk returns the previous break.
+test!(brk_and_sbrk_of_a_library_come_of_it);
+fn brk_and_sbrk_of_a_library_come_of_it() {
+    succeeds(break_wrappers());
+}
+
+program!(break_in_bytes:
+    "brk $0", "movl %eax, %ebp",
+    "leal 5(%ebp), %edi", "brk %edi", "expect %edi, 1",
+    "movl $-1, (%ebp)", "movl $-1, 4000(%ebp)",
+    // Smaller by some bytes: those that stay are kept, those that come back are zero.
+    "leal 2(%ebp), %edi", "brk %edi", "expect %edi, 2",
+    "leal 9000(%ebp), %edi", "brk %edi", "expect %edi, 3",
+    "cmpw $-1, (%ebp)", "jne 5f",
+    "cmpw $0, 2(%ebp)", "jne 5f",
+    "cmpl $0, 4000(%ebp)", "jne 5f",
+    "cmpl $0, 8996(%ebp)", "jne 5f",
+    "movl $-1, 8191(%ebp)",
+    // A page less, and again.
+    "leal 4097(%ebp), %edi", "brk %edi", "expect %edi, 4",
+    "leal 12288(%ebp), %edi", "brk %edi", "expect %edi, 5",
+    "cmpl $0, 8188(%ebp)", "jne 5f",
+    "cmpl $0, 8192(%ebp)", "jne 5f",
+    "exit $0",
+    "5: exit $9");
+// Byte-granular; grown memory reads as zero.
+test!(the_break_counts_bytes_and_what_has_grown_is_zero);
+fn the_break_counts_bytes_and_what_has_grown_is_zero() {
+    succeeds(break_in_bytes());
+}
+
+program!(break_frees_pages:
+    "brk $0", "movl %eax, %ebp",
+    "leal 10*4096(%ebp), %edi", "brk %edi",
+    "movl $10, %ecx", "movl %ebp, %eax",
+    "1: movl %ecx, (%eax)", "addl $4096, %eax", "decl %ecx", "jnz 1b",
+    "leal 4*4096+1(%ebp), %edi", "brk %edi",
+    "leal 4*4096(%ebp), %edi", "brk %edi",
+    "brk %ebp",
+    "exit $0");
+// Its backing is page-granular: shrinking frees whole pages, and the reset restores the number of free frames exactly.
+test!(a_break_that_shrinks_frees_whole_pages_and_the_reset_all);
+fn a_break_that_shrinks_frees_whole_pages_and_the_reset_all() {
+    let (exit, record) = watched(break_frees_pages(), Options::default());
+    assert_eq!(exit, Exit::Status(0));
+    let resident = |index: usize| (record.memory[index].resident - record.memory[1].resident) >> 12;
+    let reserved = |index: usize| (record.memory[index].reserved - record.memory[1].reserved) >> 12;
+    // After: the query, +10 pages (none used yet), 4 pages and a byte, 4 pages, the reset.
+    assert_eq!([1, 2, 3, 4, 5].map(reserved), [0, 10, 5, 4, 0]);
+    assert_eq!([1, 2, 3, 4, 5].map(resident), [0, 0, 5, 4, 0]);
+    assert_eq!(record.free[5], record.free[1], "frames are missing: one is 4096");
+    assert_eq!(record.free[4], record.free[3] + 4096);
+}
+
+program!(break_collides:
+    "brk $0", "movl %eax, %ebp",
+    "leal 4096(%ebp), %edi", "brk %edi", "expect %edi, 1",
+    "movl $7, (%ebp)",
+    "pushl %ebp", "leal 3*4096(%ebp), %eax",
+    "mmap2 %eax, $4096, $R+W, $PRIVATE+ANONYMOUS+FIXED", "popl %ebp",
+    "leal 3*4096(%ebp), %esi", "expect %esi, 2", "movl $8, (%esi)",
+    "leal 4096(%ebp), %edi",
+    "leal 3*4096+1(%ebp), %esi", "brk %esi", "expect %edi, 3",
+    "leal 20*4096(%ebp), %esi", "brk %esi", "expect %edi, 4",
+    "leal 3*4096(%ebp), %esi", "brk %esi", "expect %esi, 5",
+    "cmpl $7, (%ebp)", "jne 5f",
+    "cmpl $8, 3*4096(%ebp)", "jne 5f",
+    // Into the stack.
+    "brk $0xbffff000", "expect %esi, 6",
+    "movl %ebp, %edi", "leal 3*4096(%ebp), %eax", "munmap %eax, $4096", "expect $0, 7",
+    "leal 4*4096(%edi), %esi", "brk %esi", "expect %esi, 8",
+    "cmpl $0, 3*4096(%edi)", "jne 5f",
+    "exit $0",
+    "5: exit $9");
+// Colliding with another mapping: failure, nothing changed.
+test!(a_break_that_meets_a_mapping_stays);
+fn a_break_that_meets_a_mapping_stays() {
+    succeeds(break_collides());
+}
+
+program!(break_to_limit:
+    "brk $0", "movl %eax, %ebp",
+    "leal 16*4096(%ebp), %edi", "brk %edi", "expect %edi, 1",
+    "leal 16*4096+1(%ebp), %esi", "brk %esi", "expect %edi, 2",
+    "mmap2 $0, $4096, $R, $PRIVATE+ANONYMOUS", "expect $ENOMEM, 3",
+    "brk $0", "movl %eax, %ebp", "subl $4096, %ebp", "brk %ebp",
+    "mmap2 $0, $4096, $R, $PRIVATE+ANONYMOUS", "testl $4095, %eax", "jnz 5f",
+    "exit $0",
+    "5: exit $4");
+// Above the limit: failure, nothing changed.
+test!(a_break_above_the_limit_stays);
+fn a_break_above_the_limit_stays() {
+    // What the program starts with, and 16 pages.
+    let (_, record) = watched(break_to_limit(), Options::default());
+    let limit = record.memory[0].reserved + 16 * 4096;
+    for eager in [false, true] {
+        let (exit, _) = watched(break_to_limit(), Options { limit, eager, ..Options::default() });
+        assert_eq!(exit, Exit::Status(0));
+    }
+}
+
+// Query, +8, +67,108,864, reset, exit with status 0: resident and reserved memory at each step.
+test!(the_worked_example_of_the_break_runs);
+fn the_worked_example_of_the_break_runs() {
+    const LARGE: u64 = 64 << 20;
+    for eager in [false, true] {
+        let run = || watched(programs::brk(), Options { eager, ..Options::default() });
+        let (exit, record) = run();
+        if eager && frames().free_bytes() < LARGE as usize + (16 << 20) {
+            // A small machine: the call that should have grown it so far has failed.
+            assert_eq!(exit, Exit::Status(2));
+            continue;
+        }
+        assert_eq!(exit, Exit::Status(0));
+        let is_break = |call: &Call| matches!(call, Call::Brk { .. });
+        let steps = record.calls.iter().zip(&record.memory[1..]).filter(|(called, _)| is_break(&called.call));
+        let [query, small, large, reset] = steps.map(|(_, memory)| *memory).collect::<Vec<_>>()[..] else {
+            panic!("it calls brk four times");
+        };
+        assert_eq!(small.program_break, query.program_break + 8);
+        assert_eq!(large.program_break, query.program_break + 8 + LARGE);
+        assert_eq!(small.reserved, query.reserved + 4096);
+        assert_eq!(large.reserved, query.reserved + 4096 + LARGE);
+        if eager {
+            assert_eq!((large.resident, small.resident), (large.reserved, small.reserved));
+        } else {
+            // The page of the 8 bytes, which were written to by then.
+            assert_eq!((large.resident, small.resident), (query.resident + 4096, query.resident));
+        }
+        assert_eq!(reset, query, "it is back where it started");
+        unchanged(run);
+    }
+}
