@@ -42,13 +42,15 @@
 //! - [`Arena`]: ranges of integers, such as virtual addresses, process ids or ports.
 //! - [`reclaim`]: what is done when memory is short, and the callbacks by which a kernel takes part in it.
 //! - [`stats`] and [`Heap::verify`]: what is where, and whether everything is as it must be.
+//! - [`guide`]: for students, from a program's first `brk` down to slabs and page frames.
 //!
 //! # Theory
 //!
 //! The design is that of two papers: J. Bonwick, *The Slab Allocator: An Object-Caching Kernel Memory Allocator*
 //! (USENIX Summer 1994), and J. Bonwick and J. Adams, *Magazines and Vmem: Extending the Slab Allocator to Many CPUs
 //! and Arbitrary Resources* (USENIX 2001). The buddy system beneath is D. Knuth's (*The Art of Computer Programming*,
-//! vol. 1, 2.5). From the top down:
+//! vol. 1, 2.5), made lazy as T. P. Lee and R. E. Barkley did (*A Watermark-Based Lazy Buddy System for Kernel Memory
+//! Allocation*, USENIX Summer 1989). From the top down:
 //!
 //! | layer | module | what it does |
 //! |---|---|---|
@@ -187,6 +189,7 @@ mod cache;
 pub mod check;
 pub mod fault;
 mod frames;
+pub mod guide;
 mod heap;
 mod inject;
 mod lock;

@@ -8,32 +8,11 @@ use core::panic::Location;
 use core::ptr::{self, NonNull};
 
 use super::classes::Block;
-use super::{Heap, SIZES};
-use crate::cache::{Core, LENT, USED};
-use crate::fault::{CacheName, Caller, Fault};
+use super::{Found, Heap, SIZES};
+use crate::fault::{Caller, Fault};
 use crate::frames::{Frame, Owner};
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
-
-/// A block that is allocated.
-enum Found<'a, P> {
-    /// An object of a size class, allocated in this state for this class.
-    Object { cache: &'a Core<P>, state: u8, class: usize },
-    /// An object with checks, and the bytes that were asked for.
-    Checked { twin: &'a Core<P>, requested: usize },
-    /// So many page frames.
-    Frames { frame: Frame, count: u32 },
-}
-
-impl<P> Found<'_, P> {
-    fn size(&self) -> usize {
-        match self {
-            Self::Object { class, .. } => SIZES[*class],
-            Self::Checked { requested, .. } => *requested,
-            Self::Frames { count, .. } => *count as usize * FRAME_SIZE,
-        }
-    }
-}
 
 impl<P: Platform> Heap<P> {
     /// Bytes that the block at `block` has, all of which its owner may use; with checks, just those that were asked for.
@@ -57,7 +36,7 @@ impl<P: Platform> Heap<P> {
     /// assert_eq!(HEAP.block_size(block.as_ptr()), None);
     /// ```
     pub fn block_size(&self, block: *const u8) -> Option<usize> {
-        self.block_at(block.cast_mut()).ok().map(|found| found.size())
+        self.block_at(block.cast_mut()).ok().map(|(_, size)| size)
     }
 
     /// Frees a block, whatever layout it was allocated for. A pointer that is none is refused before anything has changed,
@@ -100,20 +79,10 @@ impl<P: Platform> Heap<P> {
     ///
     /// Nobody uses what is cut off from the block, if it is one.
     pub unsafe fn resize_block(&self, block: NonNull<u8>, layout: Layout) -> Result<bool, Fault> {
-        let found = self.block_at(block.as_ptr())?;
-        let Some(new) = Block::of(layout).filter(|_| block.addr().get().is_multiple_of(layout.align())) else {
-            return Ok(false);
-        };
-        match (found, new) {
-            (Found::Object { class, .. }, Block::Class(wanted)) => Ok(class == wanted),
-            (Found::Frames { frame, count: old }, Block::Frames { count, .. }) if count <= old => {
-                self.frames().try_shrink_run(frame, old, count)?;
-                Ok(true)
-            }
-            (Found::Frames { frame, count: old }, Block::Frames { count, .. }) => {
-                self.frames().try_grow_run(frame, old, count)
-            }
-            _ => Ok(false),
+        let (found, _) = self.block_at(block.as_ptr())?;
+        match Block::of(layout) {
+            Some(new) => self.resize_in_place(&found, block.as_ptr(), new, layout.align()),
+            None => Ok(false),
         }
     }
 
@@ -127,7 +96,7 @@ impl<P: Platform> Heap<P> {
     pub unsafe fn reallocate_block(&self, block: NonNull<u8>, layout: Layout) -> Option<NonNull<u8>> {
         // SAFETY: passed on to the caller.
         let resized = unsafe { self.resize_block(block, layout) };
-        let size = match resized.and_then(|in_place| Ok((in_place, self.block_at(block.as_ptr())?.size()))) {
+        let size = match resized.and_then(|in_place| Ok((in_place, self.block_at(block.as_ptr())?.1))) {
             Ok((true, _)) => return Some(block),
             Ok((false, size)) => size,
             Err(fault) => {
@@ -185,42 +154,23 @@ impl<P: Platform> Heap<P> {
     unsafe fn free_found(&self, block: *mut u8, caller: Caller) -> Result<(), Fault> {
         match self.block_at(block) {
             // SAFETY: nobody uses it any more, says the caller.
-            Ok(Found::Object { cache, state, .. }) => unsafe { cache.free(&self.caches, block, state) },
+            Ok((Found::Object { cache, state, .. }, _)) => unsafe { cache.free(&self.caches, block, state) },
             // SAFETY: as above.
-            Ok(Found::Checked { twin, .. }) => unsafe { twin.free_checked(&self.caches, block, None, caller) },
-            Ok(Found::Frames { frame, count }) => self.frames().try_shrink_run(frame, count, 0),
+            Ok((Found::Checked { twin }, _)) => unsafe { twin.free_checked(&self.caches, block, None, caller) },
+            Ok((Found::Frames { frame, count }, _)) => self.frames().try_shrink_run(frame, count, 0),
             Err(fault) => Err(fault),
         }
     }
 
-    /// What starts at `block`.
-    fn block_at(&self, block: *mut u8) -> Result<Found<'_, P>, Fault> {
-        let frames = self.frames();
-        let owner = frames.frame_of(block).map(|frame| (frame, frames.owner(frame)));
-        match owner {
-            Some((_, Owner::Slab { cache: id, .. })) => self.object_at(block, id),
-            Some((frame, Owner::Pages(_))) if frames.pointer(frame) != block => Err(Fault::BadBase),
-            Some((frame, Owner::Pages(count))) => Ok(Found::Frames { frame, count }),
-            _ => match self.caches.guard.around(block) {
-                Some(guarded) => self.object_at(block, guarded.cache),
-                None => Err(owner.map_or(Fault::BadAddress, |(frame, _)| frames.fault_at(frame))),
-            },
-        }
-    }
-
-    fn object_at(&self, block: *mut u8, id: u32) -> Result<Found<'_, P>, Fault> {
-        if let Some(cache) = self.caches.class_by_id(id) {
-            return match cache.state_of(&self.caches, block)? {
-                USED => Ok(Found::Object { cache, state: USED, class: id as usize }),
-                state @ LENT.. => Ok(Found::Object { cache, state, class: (state - LENT) as usize }),
-                _ => Err(Fault::DoubleFree),
-            };
-        }
-        let Some(twin) = self.caches.class_twin(id) else {
-            let owner = self.caches.name_of(id);
-            return Err(Fault::WrongCache { freed: CacheName::first("the heap"), owner });
+    /// The block at `block`, and its bytes.
+    fn block_at(&self, block: *mut u8) -> Result<(Found<'_, P>, usize), Fault> {
+        let found = self.find_any(block)?;
+        let size = match &found {
+            Found::Object { class, .. } => SIZES[*class],
+            Found::Checked { twin } => twin.requested(&self.caches, block)?,
+            Found::Frames { count, .. } => *count as usize * FRAME_SIZE,
         };
-        twin.requested(&self.caches, block).map(|requested| Found::Checked { twin, requested })
+        Ok((found, size))
     }
 }
 

@@ -228,7 +228,7 @@ impl<P: Platform> Heap<P> {
             // SAFETY: nobody uses it any more, says the caller.
             Found::Checked { twin } => unsafe { twin.free_checked(&self.caches, block, Some(layout), caller) },
             // SAFETY: nobody uses it any more, says the caller.
-            Found::Object { cache, state } => unsafe { cache.free(&self.caches, block, state) },
+            Found::Object { cache, state, .. } => unsafe { cache.free(&self.caches, block, state) },
             Found::Frames { frame, count } => self.frames().try_shrink_run(frame, count, 0),
         }
     }
@@ -262,7 +262,8 @@ impl<P: Platform> Heap<P> {
         caller: Caller,
     ) -> Option<NonNull<u8>> {
         let new = Block::of(new_layout)?;
-        match self.resize_in_place(block.as_ptr(), layout, new, new_layout.align()) {
+        let found = self.find(block.as_ptr(), layout);
+        match found.and_then(|found| self.resize_in_place(&found, block.as_ptr(), new, new_layout.align())) {
             Ok(true) => return Some(block),
             Ok(false) => {}
             Err(fault) => {
@@ -278,73 +279,68 @@ impl<P: Platform> Heap<P> {
         Some(moved)
     }
 
-    /// Whether the block now is what `new` and `align` ask for, without having moved.
-    fn resize_in_place(&self, block: *mut u8, layout: Layout, new: Block, align: usize) -> Result<bool, Fault> {
-        let found = self.find(block, layout)?;
+    /// Whether what was found at `block` now is what `new` and `align` ask for, without having moved.
+    fn resize_in_place(&self, found: &Found<'_, P>, block: *mut u8, new: Block, align: usize) -> Result<bool, Fault> {
         if !block.addr().is_multiple_of(align) {
             return Ok(false);
         }
         match (found, new) {
-            (Found::Object { .. }, Block::Class(_)) => Ok(Block::of(layout) == Some(new)),
-            (Found::Frames { frame, count: old }, Block::Frames { count, .. }) if count <= old => {
+            (Found::Object { class, .. }, Block::Class(wanted)) => Ok(*class == wanted),
+            (&Found::Frames { frame, count: old }, Block::Frames { count, .. }) if count <= old => {
                 self.frames().try_shrink_run(frame, old, count)?;
                 Ok(true)
             }
-            (Found::Frames { frame, count: old }, Block::Frames { count, .. }) => {
+            (&Found::Frames { frame, count: old }, Block::Frames { count, .. }) => {
                 self.frames().try_grow_run(frame, old, count)
             }
             _ => Ok(false),
         }
     }
 
-    /// What is at `block`, which was allocated for `layout`, by its frame's record; nothing is dereferenced before that
-    /// says that it is an object.
+    /// What is at `block`, which was allocated for `layout`.
     fn find(&self, block: *mut u8, layout: Layout) -> Result<Found<'_, P>, Fault> {
         let wanted = Block::of(layout).ok_or(Fault::BadAddress)?;
+        let found = self.find_any(block)?;
+        let (right, allocated) = match &found {
+            Found::Checked { twin } => return twin.allows_free(&self.caches, block, layout).map(|()| found),
+            Found::Object { class, .. } => (wanted == Block::Class(*class), SIZES[*class]),
+            Found::Frames { count, .. } => {
+                let allocated = *count as usize * FRAME_SIZE;
+                (wanted.size() == allocated && matches!(wanted, Block::Frames { .. }), allocated)
+            }
+        };
+        if right { Ok(found) } else { Err(Fault::BadSize { freed: wanted.size(), allocated }) }
+    }
+
+    /// What is at `block`, by its frame's record; nothing is dereferenced before that says that it is an object. One with
+    /// checks may be free.
+    fn find_any(&self, block: *mut u8) -> Result<Found<'_, P>, Fault> {
         if let Some(guarded) = self.caches.guard.around(block) {
-            return self.find_in_cache(block, guarded.cache, layout, wanted);
+            return self.find_in_cache(block, guarded.cache);
         }
         let frame = self.frames().frame_of(block).ok_or(Fault::BadAddress)?;
         match self.frames().owner(frame) {
-            Owner::Slab { cache: id, .. } => self.find_in_cache(block, id, layout, wanted),
+            Owner::Slab { cache: id, .. } => self.find_in_cache(block, id),
             Owner::Pages(_) if self.frames().pointer(frame) != block => Err(Fault::BadBase),
-            Owner::Pages(count) => {
-                let allocated = Block::Frames { count, alignment: Order::ZERO }.size();
-                let right = wanted.size() == allocated && matches!(wanted, Block::Frames { .. });
-                if right {
-                    Ok(Found::Frames { frame, count })
-                } else {
-                    Err(Fault::BadSize { freed: wanted.size(), allocated })
-                }
-            }
+            Owner::Pages(count) => Ok(Found::Frames { frame, count }),
             _ => Err(self.frames().fault_at(frame)),
         }
     }
 
     /// The same where it is of the cache with this number: a size class, a class's twin, or another.
-    fn find_in_cache(&self, block: *mut u8, id: u32, layout: Layout, wanted: Block) -> Result<Found<'_, P>, Fault> {
+    fn find_in_cache(&self, block: *mut u8, id: u32) -> Result<Found<'_, P>, Fault> {
         if let Some(cache) = self.caches.class_by_id(id) {
-            return self.find_object(block, cache, wanted);
+            return match cache.state_of(&self.caches, block)? {
+                USED => Ok(Found::Object { cache, state: USED, class: id as usize }),
+                state @ LENT.. => Ok(Found::Object { cache, state, class: (state - LENT) as usize }),
+                _ => Err(Fault::DoubleFree),
+            };
         }
         let Some(twin) = self.caches.class_twin(id) else {
             let owner = self.caches.name_of(id);
             return Err(Fault::WrongCache { freed: CacheName::first("the heap"), owner });
         };
-        twin.allows_free(&self.caches, block, layout).map(|()| Found::Checked { twin })
-    }
-
-    fn find_object<'a>(&self, block: *mut u8, cache: &'a Core<P>, wanted: Block) -> Result<Found<'a, P>, Fault> {
-        let state = cache.state_of(&self.caches, block)?;
-        // The class that it was allocated for. One that is free may have been lent, and its own class says nothing.
-        let class = match state {
-            USED => cache.slabs.id as usize,
-            LENT.. => (state - LENT) as usize,
-            _ => return Err(Fault::DoubleFree),
-        };
-        match wanted {
-            Block::Class(wanted) if wanted == class => Ok(Found::Object { cache, state }),
-            _ => Err(Fault::BadSize { freed: wanted.size(), allocated: SIZES[class] }),
-        }
+        Ok(Found::Checked { twin })
     }
 
     /// Gives back what the allocator holds and does not use: the magazines of this CPU and of the depots, empty slabs,
@@ -505,8 +501,11 @@ impl<P: Platform> Heap<P> {
 
 /// What a pointer turned out to be.
 enum Found<'a, P> {
-    Object { cache: &'a Core<P>, state: u8 },
+    /// An object of a size class, allocated in this state for this class: of a larger one it may have been lent.
+    Object { cache: &'a Core<P>, state: u8, class: usize },
+    /// An object with checks.
     Checked { twin: &'a Core<P> },
+    /// So many page frames.
     Frames { frame: Frame, count: u32 },
 }
 
