@@ -188,27 +188,42 @@ impl<P: Platform> Magazines<P> {
         if self.is_behind(shared) {
             self.drain(shared, flush);
         }
+        // An empty magazine that is not in the depot, where another CPU could take it first.
+        let mut spare = None;
+        let mut result = Err(round);
         for _ in 0..ATTEMPTS {
             let outcome = {
                 let _interrupts = Interrupts::<P>::disable();
-                let Some(cpu) = self.here() else { return Err(round) };
-                self.try_put(shared, cpu, round)
+                let Some(cpu) = self.here() else { break };
+                self.try_put(shared, cpu, round, &mut spare)
             };
             let empty = match outcome {
-                Put::Done => return Ok(()),
+                Put::Done => {
+                    result = Ok(());
+                    break;
+                }
                 Put::Surplus(magazine) => {
                     flush(magazine.rounds());
                     magazine.clear();
-                    magazine
+                    Some(magazine)
                 }
-                Put::NeedsEmpty => self.new_magazine(shared).ok_or(round)?,
+                Put::NeedsEmpty => self.new_magazine(shared),
             };
-            self.lock_depot().empty.push(empty);
+            let Some(empty) = empty else { break };
+            self.leave(spare.replace(empty));
         }
-        Err(round)
+        self.leave(spare);
+        result
     }
 
-    fn try_put(&self, shared: &Caches<P>, cpu: &Cpu, round: Round) -> Put {
+    /// Leaves an empty magazine to all CPUs.
+    fn leave(&self, empty: Option<Magazine>) {
+        if let Some(empty) = empty {
+            self.lock_depot().empty.push(empty);
+        }
+    }
+
+    fn try_put(&self, shared: &Caches<P>, cpu: &Cpu, round: Round, spare: &mut Option<Magazine>) -> Put {
         self.drop_unsound(cpu);
         cpu.loaded.reopen();
         let push = || cpu.loaded.with(|magazine| magazine.push(round)) == Some(true);
@@ -231,7 +246,7 @@ impl<P: Platform> Magazines<P> {
         {
             return Put::Surplus(previous);
         }
-        let Some(empty) = depot.empty.pop().and_then(|empty| self.sound(empty)) else {
+        let Some(empty) = spare.take().or_else(|| self.sound(depot.empty.pop()?)) else {
             return Put::NeedsEmpty;
         };
         if let Some(full) = cpu.previous.take() {
