@@ -124,7 +124,7 @@ impl<P: Platform> Core<P> {
     ) -> Result<NonNull<u8>, AllocError> {
         loop {
             let (start, used_before) =
-                if in_nmi::<P>() { self.take_room_at_once(shared)? } else { self.slabs.take(shared, grow, false)? };
+                if in_nmi::<P>() { self.take_room_at_once(shared)? } else { self.slabs.take(shared, grow)? };
             let Some(slot) = self.slot_at(start) else { return Err(AllocError::NoMemory) };
             if !used_before {
                 slot.initialise();
@@ -160,7 +160,7 @@ impl<P: Platform> Core<P> {
         if self.lifecycle().is_some() {
             return Err(AllocError::WouldGrow);
         }
-        self.slabs.take_at_once(shared)
+        self.slabs.take_at_once(shared).map(|(round, constructed)| (round.object, constructed))
     }
 
     fn event(&self, shared: &Caches<P>, checks: Checks, caller: Caller, object: *mut u8, freed: bool) -> Option<Event> {

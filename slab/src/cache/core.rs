@@ -3,7 +3,9 @@
 //! An object is constructed when it first leaves its slab, and stays constructed, in use or free, until its slab goes
 //! back to the page frames. Neither happens with a lock held.
 
-use crate::sync::{AtomicPtr, AtomicU16, AtomicU32, AtomicUsize, Counter, Ordering::Relaxed, Ordering::Release};
+use crate::sync::{
+    AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Counter, Ordering::Relaxed, Ordering::Release,
+};
 use core::alloc::Layout;
 use core::fmt;
 use core::ptr::NonNull;
@@ -12,6 +14,7 @@ use super::AllocError;
 use super::geometry::Geometry;
 use super::magazine::Round;
 use super::magazines::{self, Cpu, Magazines};
+use super::public::BATCH;
 use super::shared::Caches;
 use super::slab::{CACHED, USED, change};
 use super::slabs::{Leaving, Lifecycle, Slabs};
@@ -88,6 +91,9 @@ impl Name {
         self.0[0].start.store(core::ptr::without_provenance_mut(0x4141_4141), Relaxed);
     }
 }
+
+/// Objects that are taken from a slab at a time, where the CPU has a magazine for them.
+const REFILL: usize = 16;
 
 /// How far a free came with interrupts off.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -206,11 +212,28 @@ impl<P: Platform> Core<P> {
 
     #[inline(never)]
     fn free_near(&self, shared: &Caches<P>, cpu: &Cpu, object: *mut u8) -> Outcome {
-        match self.slabs.round_near(shared.frames(), object) {
+        match self.slabs.state_near(shared.frames(), object) {
+            Some(state) => Self::free_to(cpu, Round { object, state }, state),
+            None => self.free_far(shared, cpu, object),
+        }
+    }
+
+    #[inline(never)]
+    fn free_far(&self, shared: &Caches<P>, cpu: &Cpu, object: *mut u8) -> Outcome {
+        match self.slabs.state(shared.frames(), object) {
+            Some(state) => Self::free_to(cpu, Round { object, state }, state),
             None => Outcome::Untouched,
-            Some((_, slot)) if !change(slot, USED, CACHED) => Outcome::Refused,
-            Some((round, _)) if cpu.push(round) => Outcome::Kept,
-            Some(_) => Outcome::Taken,
+        }
+    }
+
+    #[inline]
+    fn free_to(cpu: &Cpu, round: Round, state: &AtomicU8) -> Outcome {
+        if !change(state, USED, CACHED) {
+            Outcome::Refused
+        } else if cpu.push(round) {
+            Outcome::Kept
+        } else {
+            Outcome::Taken
         }
     }
 
@@ -251,17 +274,24 @@ impl<P: Platform> Core<P> {
     #[cold]
     fn allocate_from_slab(&self, shared: &Caches<P>, grow: bool, state: u8) -> Result<NonNull<u8>, AllocError> {
         if in_nmi::<P>() {
-            let (object, _) = self.slabs.take_at_once(shared)?;
+            let (round, _) = self.slabs.take_at_once(shared)?;
             count(&self.allocations);
-            return self.hand_out_new(shared, object, state);
+            return self.hand_out(shared, round, state).ok_or(AllocError::NoMemory);
         }
         self.magazines.report_damage(shared);
-        let (object, constructed) = self.slabs.take(shared, grow, self.magazines.are_worthwhile(shared))?;
+        let at_home = self.magazines.are_worthwhile(shared);
+        // What need not be constructed fills the magazine, too.
+        let wanted = if at_home && self.slabs.lifecycle.is_none() { 1 + self.magazines.room() } else { 1 };
+        let mut rounds = [Round::NONE; REFILL];
+        let rounds = &mut rounds[..wanted.min(REFILL)];
+        let (taken, constructed) = self.slabs.take_some(shared, grow, at_home, rounds)?;
+        let (round, more) = (rounds[0], &rounds[1..taken]);
+        self.put_rounds(shared, self.magazines.stock(more));
         if let Some(lifecycle) = self.slabs.lifecycle.filter(|_| !constructed) {
-            self.construct(shared, &lifecycle, object, object)?;
+            self.construct(shared, &lifecycle, round.object, round.object)?;
         }
         count(&self.allocations);
-        self.hand_out_new(shared, object, state)
+        self.hand_out(shared, round, state).ok_or(AllocError::NoMemory)
     }
 
     /// An object for whom `request` says, with the checks that the cache has now.
@@ -315,22 +345,18 @@ impl<P: Platform> Core<P> {
         count(&self.failures);
     }
 
-    /// Fills the front of `objects` from slabs that are there, past the magazines, with one hold of the lock. Objects
-    /// that are to be constructed do not come this way.
+    /// Fills the front of `objects` from slabs that are there, past the magazines, with one hold of the lock and at most
+    /// [`BATCH`] at a time. Objects that are to be constructed do not come this way.
     pub(super) fn allocate_bulk(&self, shared: &Caches<P>, objects: &mut [*mut u8]) -> usize {
         if self.slabs.lifecycle.is_some() || !self.checks().is_empty() || in_nmi::<P>() {
             return 0;
         }
-        let taken = self.slabs.take_bulk(shared, objects);
+        let mut rounds = [Round::NONE; BATCH];
+        let wanted = objects.len().min(BATCH);
+        let taken = self.slabs.take_bulk(shared, &mut rounds[..wanted]);
         self.allocations.fetch_add(taken as u64, Relaxed);
-        let mut handed_out = 0;
-        for index in 0..taken {
-            if self.hand_out_new(shared, objects[index], USED).is_ok() {
-                objects.swap(handed_out, index);
-                handed_out += 1;
-            }
-        }
-        handed_out
+        let handed_out = rounds[..taken].iter().filter_map(|&round| self.hand_out(shared, round, USED));
+        objects.iter_mut().zip(handed_out).map(|(place, object)| *place = object.as_ptr()).count()
     }
 
     /// Constructs an object in a slot that is ours, which starts at `slot`. Where it fails, the slot goes back.
@@ -367,19 +393,13 @@ impl<P: Platform> Core<P> {
         None
     }
 
-    /// The same of an object that comes from its slab.
-    fn hand_out_new(&self, shared: &Caches<P>, object: *mut u8, state: u8) -> Result<NonNull<u8>, AllocError> {
-        let round = self.round_of(shared, object).ok_or(AllocError::NoMemory)?;
-        self.hand_out(shared, round, state).ok_or(AllocError::NoMemory)
-    }
-
     /// The round of an object that is not free. What is no object of this cache is reported.
     pub(super) fn round_of(&self, shared: &Caches<P>, object: *mut u8) -> Option<Round> {
-        let found = self.slabs.round_of(shared.frames(), object);
-        if found.is_none() {
+        let state = self.slabs.state(shared.frames(), object);
+        if state.is_none() {
             shared.report(Fault::BadRound, object, None);
         }
-        found.map(|(round, _)| round)
+        state.map(|state| Round { object, state })
     }
 
     /// Frees an object that was allocated in the state `state`. What is no such object is a fault, and nothing has
@@ -396,14 +416,18 @@ impl<P: Platform> Core<P> {
 
     /// The object is the caller's to give to a magazine or a slab then.
     pub(crate) fn take_back(&self, shared: &Caches<P>, object: *mut u8, state: u8) -> Result<Round, Fault> {
-        let Some((round, slot)) = self.slabs.round_of(shared.frames(), object) else {
+        let Some(slot) = self.slabs.state(shared.frames(), object) else {
             return Err(self.refusal(shared, object, None));
         };
         let taken = {
             let _interrupts = Interrupts::<P>::disable();
             change(slot, state, CACHED)
         };
-        if taken { Ok(round) } else { Err(self.refusal(shared, object, Some(slot.load(Relaxed)))) }
+        if taken {
+            Ok(Round { object, state: slot })
+        } else {
+            Err(self.refusal(shared, object, Some(slot.load(Relaxed))))
+        }
     }
 
     /// Why an object is not taken back whose slot has the state `found`, or that has none.
@@ -439,6 +463,9 @@ impl<P: Platform> Core<P> {
     }
 
     fn put_rounds(&self, shared: &Caches<P>, rounds: &[Round]) {
+        if rounds.is_empty() {
+            return;
+        }
         self.release(self.slabs.put(shared, rounds.iter().map(|round| round.object), true));
     }
 

@@ -87,6 +87,7 @@ use core::alloc::Layout;
 
 use super::shared::metadata_block;
 use super::slab::Header;
+use super::slabs::BANDS;
 use crate::frames::{Frame, Order, SlabOwner};
 use crate::memory::FRAME_SIZE;
 
@@ -121,6 +122,8 @@ pub(crate) struct Geometry {
     /// The slab is aligned to this order.
     pub(crate) order: Order,
     pub(crate) slots: usize,
+    /// 2^32 times the [`BANDS`] by the slots, rounded down: so much fuller a slab is by one object.
+    pub(crate) bands_a_slot: usize,
     /// How many different starts the first slot may have, `align` apart.
     pub(crate) colours: u32,
     pub(crate) off_slab: bool,
@@ -165,7 +168,20 @@ impl Geometry {
         let room = header_offset - slots * stride;
         let reciprocal = u64::MAX / stride as u64 + 1;
         let colours = (room / align) as u32 + 1;
-        Some(Self { stride, align, frames, size, order, slots, colours, off_slab, reciprocal, header_offset })
+        let bands_a_slot = (BANDS << 32) / slots;
+        Some(Self {
+            stride,
+            align,
+            frames,
+            size,
+            order,
+            slots,
+            bands_a_slot,
+            colours,
+            off_slab,
+            reciprocal,
+            header_offset,
+        })
     }
 
     /// Bytes in a slab.

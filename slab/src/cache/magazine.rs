@@ -292,6 +292,11 @@ impl Loaded {
         has_room
     }
 
+    /// Rounds for which there is room.
+    pub(super) fn room(&self) -> usize {
+        (self.limit.load(Relaxed).saturating_sub(self.fill.get()) / ROUND) as usize
+    }
+
     #[inline]
     fn round(&self, at: u32) -> *mut Round {
         // A CPU that goes on when it has been retired, against the contract: models of that are to fail, and not to crash.

@@ -82,6 +82,8 @@ pub(super) struct Cpu {
 struct Depot {
     full: List,
     empty: List,
+    /// Full magazines that it was given in this interval, or since magazines have grown.
+    given: u32,
 }
 
 /// What became of a round on its way into a magazine.
@@ -114,7 +116,7 @@ impl<P> Magazines<P> {
             Some((first, largest)) => (first.index(), Some(largest)),
             None => (0, None),
         };
-        let depot = Depot { full: List::new(), empty: List::new() };
+        let depot = Depot { full: List::new(), empty: List::new(), given: 0 };
         Self {
             cpus: AtomicPtr::new(core::ptr::null_mut()),
             shared: OwnLines(Shared { depot: IrqLock::ordered(Level::Depot, depot), contention: AtomicU32::new(0) }),
@@ -160,6 +162,24 @@ impl<P: Platform> Magazines<P> {
         let round = full.pop();
         cpu.loaded.put(Some(full));
         round
+    }
+
+    /// Rounds that this CPU's loaded magazine has room for.
+    pub(crate) fn room(&self) -> usize {
+        let _interrupts = Interrupts::<P>::disable();
+        self.here().map_or(0, |cpu| cpu.loaded.room())
+    }
+
+    /// Puts rounds that nobody has freed into this CPU's loaded magazine, the first to be taken first. Returns those for
+    /// which there is no room: what there was of it may be another CPU's, or used up, where interrupts were on since.
+    pub(crate) fn stock<'a>(&self, rounds: &'a [Round]) -> &'a [Round] {
+        let _interrupts = Interrupts::<P>::disable();
+        let kept = self.here().map_or(0, |cpu| cpu.loaded.room().min(rounds.len()));
+        let (kept, left) = rounds.split_at(kept);
+        if let Some(cpu) = self.here() {
+            kept.iter().rev().for_each(|&round| _ = cpu.loaded.push(round));
+        }
+        left
     }
 
     /// Keeps a round. Where it cannot, the caller has it back and gives it to the layer below.
@@ -251,6 +271,10 @@ impl<P: Platform> Magazines<P> {
         };
         if let Some(full) = cpu.previous.take() {
             depot.full.push(full);
+            depot.given += 1;
+            if depot.given == sizing::MANY {
+                self.resize(shared, 0, core::mem::take(&mut depot.given));
+            }
         }
         drop(depot);
         cpu.previous.put(cpu.loaded.take());
@@ -352,6 +376,13 @@ impl<P: Platform> Magazines<P> {
     pub(super) fn is_behind(&self, shared: &Caches<P>) -> bool {
         let _interrupts = Interrupts::<P>::disable();
         self.here().is_some_and(|cpu| cpu.epoch.load(Relaxed) != self.epoch(shared))
+    }
+
+    /// Sizes new magazines by what the depot had to do.
+    fn resize(&self, shared: &Caches<P>, contention: u32, given: u32) {
+        let Some(largest) = self.largest else { return };
+        let kind = sizing::next_kind(self.kind(), largest, contention, given, shared.memory_is_short());
+        self.kind.store(kind.index(), Relaxed);
     }
 
     fn kind(&self) -> Kind {

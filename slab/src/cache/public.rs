@@ -19,7 +19,7 @@ use crate::platform::{Platform, in_nmi};
 use crate::stats::CacheStats;
 
 /// So many objects go back to their slabs with one hold of the lock.
-const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;
 
 /// A cache of objects of one layout (Bonwick 1994, section 2).
 ///

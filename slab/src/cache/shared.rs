@@ -247,7 +247,7 @@ impl<P: Platform> Caches<P> {
             return None;
         }
         match self.metadata_cache(bytes) {
-            Some(slabs) => NonNull::new(slabs.take(self, true, false).ok()?.0),
+            Some(slabs) => NonNull::new(slabs.take(self, true).ok()?.0),
             None => {
                 let count = u32::try_from(bytes.div_ceil(FRAME_SIZE)).ok()?;
                 let frame = self.allocate_frames(count, Order::ZERO)?;

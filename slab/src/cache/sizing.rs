@@ -11,7 +11,8 @@
 //! | 32 KiB | 7 | 7 | 512 KiB |
 //!
 //! Larger objects go to their slabs at once. Magazines start small, since many caches are hardly used, and take the next
-//! size when CPUs meet at the depot's lock (section 3.4 of the 2001 paper). They do not grow while memory is short.
+//! size when CPUs meet at the depot's lock (section 3.4 of the 2001 paper), or when they give it many magazines. They do not
+//! grow while memory is short.
 
 #![forbid(unsafe_code)]
 
@@ -31,6 +32,9 @@ const LEAST_MEMORY_A_CPU: usize = 64 << 10;
 
 /// So many meetings at the depot's lock in an interval, and magazines grow.
 const CONTENTION: u32 = 3;
+
+/// So many magazines that the depot was given in an interval, and magazines grow.
+pub(super) const MANY: u32 = 128;
 
 /// A depot may hold full magazines of this fraction of all memory.
 const SHARE_OF_MEMORY: usize = 256;
@@ -80,9 +84,10 @@ pub(crate) const fn kinds_for(object_size: usize) -> Option<(Kind, Kind)> {
     Some((Kind(first), Kind(largest)))
 }
 
-/// The kind to use after an interval with so much contention at the depot.
-pub(crate) fn next_kind(current: Kind, largest: Kind, contention: u32, memory_is_short: bool) -> Kind {
-    if contention > CONTENTION && current < largest && !memory_is_short { Kind(current.0 + 1) } else { current }
+/// The kind to use after so much contention at the depot, and so many magazines that it was given.
+pub(crate) fn next_kind(current: Kind, largest: Kind, contention: u32, given: u32, memory_is_short: bool) -> Kind {
+    let is_busy = contention > CONTENTION || given >= MANY;
+    if is_busy && current < largest && !memory_is_short { Kind(current.0 + 1) } else { current }
 }
 
 /// Full magazines that a depot may hold, so that what is freed does not stay for ever where nobody calls `maintain`.
@@ -111,13 +116,15 @@ mod tests {
     }
 
     #[test]
-    fn magazines_grow_with_contention_up_to_the_largest_and_never_when_memory_is_short() {
+    fn magazines_grow_with_use_up_to_the_largest_and_never_when_memory_is_short() {
         let (first, largest) = kinds_for(64).unwrap();
-        assert_eq!(next_kind(first, largest, CONTENTION, false), first);
-        assert_eq!(next_kind(first, largest, CONTENTION + 1, true), first);
-        let next = next_kind(first, largest, CONTENTION + 1, false);
-        assert_eq!(next.bytes(), 2 * first.bytes());
-        assert_eq!(next_kind(largest, largest, 1000, false), largest);
+        assert_eq!(next_kind(first, largest, CONTENTION, MANY - 1, false), first);
+        for (contention, given) in [(CONTENTION + 1, 0), (0, MANY)] {
+            assert_eq!(next_kind(first, largest, contention, given, true), first);
+            let next = next_kind(first, largest, contention, given, false);
+            assert_eq!(next.bytes(), 2 * first.bytes());
+            assert_eq!(next_kind(largest, largest, contention, given, false), largest);
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@
 use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::geometry::Geometry;
+use super::magazine::Round;
 use crate::frames::Frame;
 
 /// What a slot is; see the module's table.
@@ -147,8 +148,8 @@ impl<'a> Slab<'a> {
         Some(unsafe { &*header.add(size_of::<Header>() + slot).cast() })
     }
 
-    /// Takes a free slot: the object, and whether it is constructed. Which one, `random` says; 0 for the first.
-    pub(super) fn take(self, random: u32) -> Option<(*mut u8, bool)> {
+    /// Takes a free slot, and says whether its object is constructed. Which one, `random` says; 0 for the first.
+    pub(super) fn take(self, random: u32) -> Option<(Round, bool)> {
         let summary = self.header.summary.load(Relaxed);
         if summary == 0 {
             return None;
@@ -160,14 +161,18 @@ impl<'a> Slab<'a> {
         let is_free = |index: &usize| is_free(&states[index % states.len()]);
         let slot = group * GROUP + (start..start + states.len()).find(is_free)? % states.len();
         let constructed = self.take_slot(slot);
-        Some((self.object(slot), constructed))
+        Some((self.round(slot), constructed))
     }
 
     /// Takes a free slot whose object is constructed.
-    pub(super) fn take_constructed(self) -> Option<*mut u8> {
+    pub(super) fn take_constructed(self) -> Option<Round> {
         let slot = self.states.iter().position(|state| state.load(Relaxed) == FREE)?;
         self.take_slot(slot);
-        Some(self.object(slot))
+        Some(self.round(slot))
+    }
+
+    fn round(self, slot: usize) -> Round {
+        Round { object: self.object(slot), state: &raw const self.states[slot] }
     }
 
     /// Takes this slot, if it is free and constructed.

@@ -25,6 +25,7 @@ mod verify;
 use core::fmt;
 
 use super::geometry::Geometry;
+use super::magazine::Round;
 use super::shared::Caches;
 use super::slab::{AUDITED, BY_FULLNESS, CACHED, FREE, OF_ALL, Slab};
 use super::{AllocError, InitFailed};
@@ -37,7 +38,7 @@ use crate::sync::{AtomicU8, AtomicU32};
 pub(crate) use leave::Leaving;
 
 /// Partial slabs are told apart by this many degrees of fullness.
-const BANDS: usize = 8;
+pub(super) const BANDS: usize = 8;
 const EMPTY: usize = 0;
 const FULL: usize = BANDS + 1;
 /// The list of all slabs, behind those of the bands.
@@ -141,18 +142,31 @@ impl<P: Platform> Slabs<P> {
         self.near = self.geometry.near_owner(id);
     }
 
-    /// An object out of its slab, and whether it is constructed. Its slot is [`CACHED`] then. `at_home` says whether the
-    /// CPU is to have a home in this cache.
-    pub(crate) fn take(&self, shared: &Caches<P>, grow: bool, at_home: bool) -> Result<(*mut u8, bool), AllocError> {
+    /// An object out of its slab, and whether it is constructed. Its slot is [`CACHED`] then.
+    pub(crate) fn take(&self, shared: &Caches<P>, grow: bool) -> Result<(*mut u8, bool), AllocError> {
+        let mut round = [Round::NONE];
+        let (_, constructed) = self.take_some(shared, grow, false, &mut round)?;
+        Ok((round[0].object, constructed))
+    }
+
+    /// Fills the front of `rounds` with objects of one slab, and says with how many, at least one, and whether the last is
+    /// constructed. Their slots are [`CACHED`] then. `at_home` says whether the CPU is to have a home in this cache.
+    pub(crate) fn take_some(
+        &self,
+        shared: &Caches<P>,
+        grow: bool,
+        at_home: bool,
+        rounds: &mut [Round],
+    ) -> Result<(usize, bool), AllocError> {
         let frames = shared.frames();
         self.take_in_deferred(shared);
         // Where the thread goes to another CPU meanwhile, it takes from the home of that which it left.
         let home = if at_home { home_of_this_cpu::<P>() } else { None };
         let leave_homes = grow && home.is_some();
-        let taken = self.take_from_list(&mut self.state.lock(), frames, home, leave_homes);
+        let taken = self.take_from_list(&mut self.state.lock(), frames, home, leave_homes, rounds);
         self.report_damage(shared);
-        if let Some(object) = taken? {
-            return Ok(object);
+        if let Some(taken) = taken? {
+            return Ok(taken);
         }
         if !grow {
             return Err(AllocError::WouldGrow);
@@ -164,7 +178,7 @@ impl<P: Platform> Slabs<P> {
             self.attach(&mut state, frames, first);
         }
         // The new slab, or a fuller one that another CPU has freed an object of, or at last a home of others.
-        self.take_from_list(&mut state, frames, home, false)?.ok_or(AllocError::NoMemory)
+        self.take_from_list(&mut state, frames, home, false, rounds)?.ok_or(AllocError::NoMemory)
     }
 
     /// Uses slots in an order that follows from `seed`; in their own order where it is 0.
@@ -185,16 +199,16 @@ impl<P: Platform> Slabs<P> {
         random
     }
 
-    /// Fills the front of `objects` from the slabs that are there, with one hold of the lock, and says how many.
-    pub(crate) fn take_bulk(&self, shared: &Caches<P>, objects: &mut [*mut u8]) -> usize {
+    /// Fills the front of `rounds` from the slabs that are there, with one hold of the lock, and says with how many.
+    pub(crate) fn take_bulk(&self, shared: &Caches<P>, rounds: &mut [Round]) -> usize {
         self.take_in_deferred(shared);
         let mut state = self.state.lock();
         let mut taken = 0;
-        while taken < objects.len()
-            && let Ok(Some((object, _))) = self.take_from_list(&mut state, shared.frames(), None, false)
+        while taken < rounds.len()
+            && let Ok(Some((more, _))) =
+                self.take_from_list(&mut state, shared.frames(), None, false, &mut rounds[taken..])
         {
-            objects[taken] = object;
-            taken += 1;
+            taken += more;
         }
         drop(state);
         self.report_damage(shared);
@@ -207,19 +221,28 @@ impl<P: Platform> Slabs<P> {
         frames: &Frames<P>,
         home: Option<usize>,
         leave_homes: bool,
-    ) -> Result<Option<(*mut u8, bool)>, AllocError> {
-        if state.numbers.taken >= state.limit {
+        rounds: &mut [Round],
+    ) -> Result<Option<(usize, bool)>, AllocError> {
+        let most = rounds.len().min(state.limit.saturating_sub(state.numbers.taken));
+        if most == 0 {
             return Err(AllocError::AtLimit);
         }
         while let Some(list) = state.choose(home, leave_homes) {
             let Some(first) = state.lists[list] else { break };
             let slab = self.slab_if(frames, first).filter(|slab| slab.is_sound() && slab.list() == list);
-            if let Some(slab) = slab
-                && let Some(object) = slab.take(self.next_random())
-            {
-                state.numbers.taken += 1;
-                self.place_at(state, frames, first, slab, home);
-                return Ok(Some(object));
+            if let Some(slab) = slab {
+                let (mut taken, mut last) = (0, false);
+                while taken < most
+                    && let Some((round, constructed)) = slab.take(self.next_random())
+                {
+                    (rounds[taken], last) = (round, constructed);
+                    taken += 1;
+                }
+                if taken > 0 {
+                    state.numbers.taken += taken;
+                    self.place_at(state, frames, first, slab, home);
+                    return Ok(Some((taken, last)));
+                }
             }
             // Where the rest of the list is, nobody can know any more.
             state.cut(list);
@@ -246,8 +269,9 @@ impl<P: Platform> Slabs<P> {
 
     /// The slab that starts at `first`, where one of this cache does.
     fn slab_if(&self, frames: &Frames<P>, first: Frame) -> Option<Slab<'_>> {
+        let is_first = frames.is_in_slab(first, self.owner) && self.geometry.first_of(first) == first;
         // SAFETY: the record says so, and the lock of the lists, in which it is, keeps it.
-        (self.first_of(frames, frames.pointer(first))? == first).then(|| unsafe { self.slab(frames, first) })
+        is_first.then(|| unsafe { self.slab(frames, first) })
     }
 
     /// Takes up to 64 objects back whose slots are [`CACHED`], all with one hold of the lock. Those that are no such objects
@@ -458,7 +482,7 @@ impl<P: Platform> Slabs<P> {
         match slab.used() {
             0 => EMPTY,
             used if used == self.geometry.slots => FULL,
-            used => 1 + used * BANDS / self.geometry.slots,
+            used => 1 + ((used * self.geometry.bands_a_slot) >> 32),
         }
     }
 

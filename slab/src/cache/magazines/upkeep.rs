@@ -3,7 +3,6 @@
 use super::{Cpu, Depot, Magazines, Numbers};
 use crate::cache::magazine::{List, Magazine, Round};
 use crate::cache::shared::Caches;
-use crate::cache::sizing;
 use crate::lock::Interrupts;
 use crate::platform::Platform;
 use crate::sync::Ordering::{self, Relaxed};
@@ -89,16 +88,18 @@ impl<P: Platform> Magazines<P> {
     /// An interval is over: frees the magazines that the depot did without, and sizes new ones by the contention there
     /// was.
     pub(crate) fn end_interval(&self, shared: &Caches<P>, flush: impl Fn(&[Round])) {
-        let Some(largest) = self.largest else { return };
+        if self.largest.is_none() {
+            return;
+        }
         let (full, empty) = {
             let mut depot = self.shared.depot.lock();
+            depot.given = 0;
             (depot.full.end_interval(), depot.empty.end_interval())
         };
         self.drain_depot(shared, full, empty, &flush);
         let contention = self.shared.contention.swap(0, Relaxed);
         self.earlier_contention.fetch_add(contention.into(), Relaxed);
-        let kind = sizing::next_kind(self.kind(), largest, contention, shared.memory_is_short());
-        self.kind.store(kind.index(), Relaxed);
+        self.resize(shared, contention, 0);
     }
 
     pub(crate) fn numbers(&self) -> Numbers {

@@ -33,29 +33,23 @@ impl<P: Platform> Slabs<P> {
     }
 
     /// The state of the slot of an object; `None` where [`find`](Self::find) says that there is none.
+    #[inline]
     pub(crate) fn state(&self, frames: &Frames<P>, object: *const u8) -> Option<&AtomicU8> {
         let first = self.first_of(frames, object)?;
+        let start = frames.pointer(first);
+        let header = self.header(frames, first, start);
         // SAFETY: the record says that it is a slab of this cache.
-        let slab = unsafe { self.slab(frames, first) };
-        slab.states().get(slab.slot_of(object)?)
+        unsafe { Slab::state_at(header, &self.geometry, object.addr().wrapping_sub(start.addr())) }
     }
 
-    /// The round for an object that is not free, and the state of its slot; `None` as above, or where only
-    /// [`round_of`](Self::round_of) can say.
+    /// The same in the fewest steps; `None` also where only [`state`](Self::state) can say.
     #[inline]
-    pub(crate) fn round_near(&self, frames: &Frames<P>, object: *mut u8) -> Option<(Round, &AtomicU8)> {
+    pub(crate) fn state_near(&self, frames: &Frames<P>, object: *const u8) -> Option<&AtomicU8> {
         let (offset, memory) = frames.offset_in_slab(object, self.near)?;
         let start = offset & !(FRAME_SIZE - 1);
         let header = memory.wrapping_add(start + self.geometry.header_offset);
         // SAFETY: the record says that it is a slab of this cache, one frame with its header in it.
-        let state = unsafe { Slab::state_at(header, &self.geometry, offset - start) }?;
-        Some((Round { object, state }, state))
-    }
-
-    /// The same for any object.
-    pub(crate) fn round_of(&self, frames: &Frames<P>, object: *mut u8) -> Option<(Round, &AtomicU8)> {
-        let state = self.state(frames, object)?;
-        Some((Round { object, state }, state))
+        unsafe { Slab::state_at(header, &self.geometry, offset - start) }
     }
 
     /// Changes the state of the slot of a round, which is in a magazine or was taken out of it, if it is `from`. Interrupts
@@ -74,6 +68,7 @@ impl<P: Platform> Slabs<P> {
             || self.state(frames, round.object).is_some_and(|state| core::ptr::eq(state, round.state))
     }
 
+    #[inline]
     pub(super) fn first_of(&self, frames: &Frames<P>, object: *const u8) -> Option<Frame> {
         let frame = frames.frame_of(object)?;
         frames.is_in_slab(frame, self.owner).then(|| self.geometry.first_of(frame))

@@ -7,6 +7,7 @@
 
 use super::{EMPTY, FULL, HOME, LISTS, Slabs};
 use crate::cache::AllocError;
+use crate::cache::magazine::Round;
 use crate::cache::shared::Caches;
 use crate::cache::slab::DEFERRED;
 use crate::fault::Fault;
@@ -18,11 +19,13 @@ use crate::sync::Ordering::Relaxed;
 impl<P: Platform> Slabs<P> {
     /// An object that is constructed, if the cache constructs, and whether it has been in use, without waiting for anything:
     /// for an NMI.
-    pub(crate) fn take_at_once(&self, shared: &Caches<P>) -> Result<(*mut u8, bool), AllocError> {
+    pub(crate) fn take_at_once(&self, shared: &Caches<P>) -> Result<(Round, bool), AllocError> {
         let mut state = self.state.try_lock().ok_or(AllocError::WouldGrow)?;
         let frames = shared.frames();
         if self.lifecycle.is_none() {
-            return self.take_from_list(&mut state, frames, None, false)?.ok_or(AllocError::WouldGrow);
+            let mut round = [Round::NONE];
+            let taken = self.take_from_list(&mut state, frames, None, false, &mut round)?;
+            return taken.map(|(_, constructed)| (round[0], constructed)).ok_or(AllocError::WouldGrow);
         }
         if state.numbers.taken >= state.limit {
             return Err(AllocError::AtLimit);
@@ -33,10 +36,10 @@ impl<P: Platform> Slabs<P> {
             let slab = unsafe { self.slab(frames, first) };
             Some((slab.take_constructed()?, first, slab))
         });
-        let (object, first, slab) = taken.ok_or(AllocError::WouldGrow)?;
+        let (round, first, slab) = taken.ok_or(AllocError::WouldGrow)?;
         state.numbers.taken += 1;
         self.place(&mut state, frames, first, slab);
-        Ok((object, true))
+        Ok((round, true))
     }
 
     /// Takes an object back whose slot is [`CACHED`], without waiting for anything: for an NMI. Its slot stays out of the

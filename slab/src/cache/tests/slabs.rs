@@ -4,6 +4,7 @@ use std::string::String;
 
 use super::*;
 use crate::Broken;
+use crate::cache::magazine::Round;
 use crate::cache::slab::{FREE, OF_ALL};
 use crate::cache::slabs::Slabs;
 use crate::memory::FRAME_SIZE;
@@ -168,14 +169,14 @@ fn objects_are_taken_from_slabs_that_are_there_with_one_hold_of_the_lock() {
     let machine = Machine::new(START, 64);
     let heap = machine.heap();
     let cache = cache(&heap).with_limit(6);
-    let mut objects = [core::ptr::null_mut(); 8];
+    let mut objects = [Round::NONE; 8];
     free(&cache, cache.allocate().unwrap());
     assert_eq!(slabs(&cache).take_bulk(heap.caches(), &mut objects[..3]), 3);
     assert_eq!(slabs(&cache).take_bulk(heap.caches(), &mut objects[3..]), 1, "it does not grow");
-    slabs(&cache).put(heap.caches(), objects[..4].iter().copied(), true).release();
+    slabs(&cache).put(heap.caches(), objects[..4].iter().map(|round| round.object), true).release();
     let more = allocate(&cache, 5);
     assert_eq!(slabs(&cache).take_bulk(heap.caches(), &mut objects), 1, "nor pass the limit");
-    slabs(&cache).put(heap.caches(), objects[..1].iter().copied(), true).release();
+    slabs(&cache).put(heap.caches(), objects[..1].iter().map(|round| round.object), true).release();
     more.into_iter().for_each(|object| free(&cache, object));
     heap.verify().unwrap();
 }
