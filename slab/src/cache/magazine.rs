@@ -122,6 +122,11 @@ impl Magazine {
         self.len() == 0
     }
 
+    /// Whether it holds less than magazines of this kind.
+    pub(super) fn is_smaller_than(&self, kind: Kind) -> bool {
+        self.capacity() < kind.rounds()
+    }
+
     /// Whether nothing has written over its front.
     pub(super) fn is_sound(&self) -> bool {
         let seal = seal_of(self.0.as_ptr(), self.capacity()) ^ mixed(self.body().next.load(Relaxed).addr());

@@ -74,7 +74,7 @@ pub(super) struct Cpu {
     previous: Place,
     allocations: Counter,
     frees: Counter,
-    /// As of when this CPU has given up its magazines; see [`Magazines::epoch`].
+    /// Of the last call for memory that this CPU has followed: then it gave up its magazines.
     epoch: AtomicU32,
 }
 
@@ -89,8 +89,8 @@ struct Depot {
 /// What became of a round on its way into a magazine.
 enum Put {
     Done,
-    /// There is no empty magazine to put it in.
-    NeedsEmpty,
+    /// There is no empty magazine to put it in; or this one, but magazines have grown since.
+    NeedsEmpty(Option<Magazine>),
     /// This magazine has to be emptied first.
     Surplus(Magazine),
 }
@@ -227,7 +227,14 @@ impl<P: Platform> Magazines<P> {
                     magazine.clear();
                     Some(magazine)
                 }
-                Put::NeedsEmpty => self.new_magazine(shared),
+                Put::NeedsEmpty(None) => self.new_magazine(shared),
+                Put::NeedsEmpty(Some(small)) => match self.new_magazine(shared) {
+                    None => Some(small),
+                    larger => {
+                        small.destroy(shared);
+                        larger
+                    }
+                },
             };
             let Some(empty) = empty else { break };
             self.leave(spare.replace(empty));
@@ -266,8 +273,12 @@ impl<P: Platform> Magazines<P> {
         {
             return Put::Surplus(previous);
         }
-        let Some(empty) = spare.take().or_else(|| self.sound(depot.empty.pop()?)) else {
-            return Put::NeedsEmpty;
+        let empty = match spare.take() {
+            Some(empty) => empty,
+            None => match depot.empty.pop().and_then(|empty| self.sound(empty)) {
+                Some(empty) if !empty.is_smaller_than(self.kind()) => empty,
+                other => return Put::NeedsEmpty(other),
+            },
         };
         if let Some(full) = cpu.previous.take() {
             depot.full.push(full);
@@ -338,7 +349,7 @@ impl<P: Platform> Magazines<P> {
                 previous: Place::empty(),
                 allocations: Counter::new(0),
                 frees: Counter::new(0),
-                epoch: AtomicU32::new(self.epoch(shared)),
+                epoch: AtomicU32::new(shared.reap_epoch()),
             };
             // SAFETY: the memory is ours, for so many; metadata blocks are aligned to their size.
             unsafe { cpus.add(index).write(cpu) };
@@ -366,16 +377,10 @@ impl<P: Platform> Magazines<P> {
         Some(unsafe { &*cpus.add(number) })
     }
 
-    /// Goes up with each reason to give up the magazines there are: when memory is called for, and when larger ones are
-    /// made.
-    fn epoch(&self, shared: &Caches<P>) -> u32 {
-        shared.reap_epoch().wrapping_add(self.kind().index().into())
-    }
-
     /// Whether this CPU has magazines to give up.
     pub(super) fn is_behind(&self, shared: &Caches<P>) -> bool {
         let _interrupts = Interrupts::<P>::disable();
-        self.here().is_some_and(|cpu| cpu.epoch.load(Relaxed) != self.epoch(shared))
+        self.here().is_some_and(|cpu| cpu.epoch.load(Relaxed) != shared.reap_epoch())
     }
 
     /// Sizes new magazines by what the depot had to do.

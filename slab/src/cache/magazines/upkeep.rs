@@ -13,7 +13,7 @@ impl<P: Platform> Magazines<P> {
         let mine = {
             let _interrupts = Interrupts::<P>::disable();
             self.here().map(|cpu| {
-                cpu.epoch.store(self.epoch(shared), Relaxed);
+                cpu.epoch.store(shared.reap_epoch(), Relaxed);
                 cpu.take_both()
             })
         };

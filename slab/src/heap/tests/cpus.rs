@@ -107,7 +107,7 @@ fn rows_93_and_94_what_one_cpu_allocates_and_another_frees_never_grows() {
     let heap = machine.heap_on::<Threads>();
     let page = || heap.take_frame().unwrap();
     let mut most = 0;
-    for round in 0..rounds(2000) {
+    for round in 0..rounds(4000) {
         be_cpu(1);
         let blocks: Vec<_> = (0..20).map(|index| [8, 100, 600, 9000][index % 4]).collect();
         let blocks: Vec<_> = blocks.into_iter().map(|size| (heap.allocate(layout(size, 8)).unwrap(), size)).collect();
@@ -117,7 +117,7 @@ fn rows_93_and_94_what_one_cpu_allocates_and_another_frees_never_grows() {
         frames.into_iter().for_each(|frame| heap.free_frame(frame));
         be_cpu(0);
         // Until magazines are as large as they become.
-        if round < rounds(2000) / 2 {
+        if round < rounds(4000) / 2 {
             most = most.max(heap.used());
         }
         assert!(heap.used() <= most + 4096 * 4, "after {round} rounds {} bytes are used, before {most}", heap.used());
