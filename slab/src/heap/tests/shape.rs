@@ -84,3 +84,42 @@ fn up_to_128_bytes_a_block_wastes_at_most_7_bytes() {
         assert!(usable - size < 8, "{size}: {usable}");
     }
 }
+
+/// The whole of memory is as few blocks again as it was, whatever has come and gone in between: magazines, slabs, headers
+/// and all the frames' stocks are back.
+#[test]
+fn when_all_is_freed_memory_is_the_blocks_that_it_was() {
+    fn blocks<P: Platform>(heap: &crate::Heap<P>) -> Vec<[usize; Order::COUNT]> {
+        heap.shrink();
+        heap.frames().stats().zones.iter().map(|zone| zone.free_blocks).collect()
+    }
+    fn run<P: Platform>(heap: &crate::Heap<P>) {
+        let replace = |live: usize| {
+            let mut objects: Vec<(NonNull<u8>, Layout)> = Vec::new();
+            let mut seed = 1_u32;
+            for _ in 0..if cfg!(miri) { 300 } else { 30_000 } {
+                seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                // 16 to 16384 bytes, as many of each binary order.
+                let wanted = layout((16 << ((seed >> 28) % 10)) + (seed >> 12) as usize % 16, 8);
+                let object = (heap.allocate(wanted).unwrap(), wanted);
+                if objects.len() < live {
+                    objects.push(object);
+                } else {
+                    let (old, its) = core::mem::replace(&mut objects[(seed >> 8) as usize % live], object);
+                    AnyHeap::free(heap, old, its);
+                }
+            }
+            objects.into_iter().for_each(|(block, its)| AnyHeap::free(heap, block, its));
+        };
+        // What is made once stays.
+        replace(100);
+        let before = blocks(heap);
+        replace(1000);
+        assert_eq!(blocks(heap), before);
+        assert_eq!(heap.verify(), Ok(()));
+    }
+    let machine = Machine::new(START, 8192);
+    run(&machine.heap());
+    let machine = Machine::new(START, 8192);
+    run(&machine.heap_on::<Threads>());
+}
