@@ -230,9 +230,9 @@ impl<P: Platform> Zones<P> {
         }
     }
 
-    /// Frees `frames`, whose records said [`Owner::Loose`]: somebody else may have done so since.
+    /// Frees `frames`, whose records said [`Owner::Loose`]: it may have been done with others since, here or on another CPU.
     pub(crate) fn release_loose(&self, records: &Records, frames: &[Frame]) {
-        let mut rest = frames.iter().copied().filter(|frame| records.is(*frame, Owner::Loose)).peekable();
+        let mut rest = frames.iter().copied().peekable();
         while let Some(first) = rest.peek() {
             let number = self.index_of(*first);
             let Some(mut zone) = self.hold_one(number) else { return };
@@ -240,7 +240,7 @@ impl<P: Platform> Zones<P> {
             while released < BATCH as u32
                 && let Some(frame) = rest.next_if(|frame| self.index_of(*frame) == number)
             {
-                released += zone.release_loose(records, frame);
+                released += zone.release_loose(records, frame).max(1);
             }
         }
     }
