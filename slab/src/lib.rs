@@ -69,9 +69,10 @@
 //! A request of up to 8 KiB goes to the cache of its class. If the CPU's *loaded* magazine has a round, that is the
 //! object: a few instructions with interrupts off, and no lock. If not, the *previous* magazine is tried, and then a
 //! full one is fetched from the depot. Only if there is none does the slab layer take an object from the fullest slab
-//! that has one, and only if there is none does it make a slab. A free goes the same way back.
+//! that has one, with some more for half of the magazine, and only if there is none does it make a slab. A free goes the
+//! same way back.
 //!
-//! How many rounds a magazine has depends on the object's size and grows where CPUs meet at a depot. What was not
+//! How many rounds a magazine has depends on the object's size and grows where CPUs meet at a depot or give it much. What was not
 //! needed during an interval, full magazines and empty slabs, goes back to the page frames when the kernel calls
 //! [`Heap::maintain`]; when memory is short everything of that kind does, by itself.
 //!
@@ -92,11 +93,30 @@
 //! A byte outside the object says which, and is set and tested at each step. Without checks the allocator never writes into
 //! an object, neither while it is used nor while it is free: what a constructor or a user leaves there stays.
 //!
-//! In a release build an allocation and its free take 41 instructions where the compiler knows the layout and 66 where it does
-//! not, 12 of them for the refusal of bad frees; where what was allocated last is not freed first, 105 and 59; above 512 bytes,
-//! or in another than the largest range of memory, 168 then.
+//! In a release build an allocation and its free take 41 instructions where the compiler knows the layout and 68 where it does
+//! not, 12 of them for the refusal of bad frees; where what was allocated last is not freed first, 106 and 59; above 512 bytes,
+//! or in another than the largest range of memory, 159 then.
 //! `cargo bench --manifest-path slab/bench/Cargo.toml --bench instructions` counts them, through `GlobalAlloc` and with no
 //! interrupts to disable, and its loop in: 4 instructions, or 16. The share is what they are more than without those lines.
+//!
+//! ## Worst cases
+//!
+//! No allocation or free takes longer because there are more objects, slabs, caches or page frames. Longest are, while memory is
+//! not short:
+//!
+//! | operation | what bounds it | instructions |
+//! |---|---|---|
+//! | an object from a magazine, and back | nothing is repeated | 85 |
+//! | an object from a slab | 16 objects are taken with one hold of a lock | 860 |
+//! | the same, from a new slab | its page frames, 1024 at most, each of whose records is written | 3,900 |
+//! | a free that fills a magazine | 63 objects at most go back with one hold of a lock; the slabs that are empty then leave, and each CPU is told | 2,450 |
+//! | a block of page frames, and back | 18 orders at most to cut or to merge; as many records are written as it has frames | 140 to 700 |
+//!
+//! `cargo run -- --bench` counts them in the kernel of the tests, `the_slow_path` and `page_frames`; `what_is_alive_costs_nothing`
+//! compares them with those among 200,000 objects and 50 caches. Where memory is short, an allocation asks others to give back what
+//! they have, before it fails. And what gives back or looks at all that there is takes as long as that is: [`Heap::maintain`],
+//! [`Heap::shrink`], [`Heap::verify`], tables, walks, the end of a cache or heap, and a CPU's first exchange of a magazine after another
+//! CPU has called for memory.
 //!
 //! ## The frame record
 //!
