@@ -265,10 +265,9 @@ impl<P: Platform> Magazines<P> {
             count(&cpu.frees);
             return Put::Done;
         }
-        let most = sizing::most_full_magazines(shared.frames().total_bytes(), self.object_size, self.kind());
         // Each of the two magazines is full, or there is none.
         let mut depot = self.lock_depot();
-        if depot.full.len() >= most
+        if !sizing::has_room(depot.full.len(), shared.frames().total_bytes(), self.object_size, self.kind())
             && let Some(previous) = cpu.previous.take()
         {
             return Put::Surplus(previous);

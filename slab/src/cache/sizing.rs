@@ -39,6 +39,9 @@ pub(super) const MANY: u32 = 128;
 /// A depot may hold full magazines of this fraction of all memory.
 const SHARE_OF_MEMORY: usize = 256;
 
+/// So many full magazines it may hold in any case.
+const FEW: usize = 4;
+
 impl Kind {
     /// Bytes of a magazine's memory.
     #[inline]
@@ -90,9 +93,10 @@ pub(crate) fn next_kind(current: Kind, largest: Kind, contention: u32, given: u3
     if is_busy && current < largest && !memory_is_short { Kind(current.0 + 1) } else { current }
 }
 
-/// Full magazines that a depot may hold, so that what is freed does not stay for ever where nobody calls `maintain`.
-pub(crate) fn most_full_magazines(memory: usize, object_size: usize, kind: Kind) -> usize {
-    (memory / SHARE_OF_MEMORY / (object_size * kind.rounds())).max(4)
+/// Whether a depot with so many full magazines may have one more: a few always, and no more than it may have of memory, so that
+/// what is freed does not stay for ever where nobody calls `maintain`.
+pub(crate) fn has_room(full: usize, memory: usize, object_size: usize, kind: Kind) -> bool {
+    full < FEW || (full + 1) * object_size * kind.rounds() <= memory / SHARE_OF_MEMORY
 }
 
 #[cfg(test)]
@@ -130,7 +134,8 @@ mod tests {
     #[test]
     fn a_depot_holds_a_small_share_of_memory() {
         let kind = kinds_for(64).unwrap().0;
-        assert_eq!(most_full_magazines(256 << 20, 64, kind), (1 << 20) / (64 * 15));
-        assert_eq!(most_full_magazines(1 << 20, 4096, kind), 4, "a few always");
+        let most = |memory, size| (0..).find(|&full| !has_room(full, memory, size, kind)).unwrap();
+        assert_eq!(most(256 << 20, 64), (1 << 20) / (64 * 15));
+        assert_eq!(most(1 << 20, 4096), FEW);
     }
 }

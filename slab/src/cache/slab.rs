@@ -157,9 +157,10 @@ impl<'a> Slab<'a> {
         let first = random % u64::BITS;
         let group = ((summary.rotate_right(first).trailing_zeros() + first) % u64::BITS) as usize;
         let states = self.group(group);
-        let start = (random >> 16) as usize;
-        let is_free = |index: &usize| is_free(&states[index % states.len()]);
-        let slot = group * GROUP + (start..start + states.len()).find(is_free)? % states.len();
+        let start = if random == 0 { 0 } else { (random >> 16) as usize % states.len() };
+        let (before, from) = states.split_at(start);
+        let found = from.iter().position(is_free).map(|slot| before.len() + slot);
+        let slot = group * GROUP + found.or_else(|| before.iter().position(is_free))?;
         let constructed = self.take_slot(slot);
         Some((self.round(slot), constructed))
     }
@@ -207,9 +208,9 @@ impl<'a> Slab<'a> {
     /// Whether nothing has written over the header, as far as can be said at a glance.
     pub(super) fn is_sound(self) -> bool {
         let colour = self.header.colour.load(Relaxed) as usize;
-        let colours = self.geometry.colours as usize;
-        colour.is_multiple_of(self.geometry.align)
-            && colour / self.geometry.align < colours
+        // The alignment is a power of two; this has no division.
+        colour & (self.geometry.align - 1) == 0
+            && colour < self.geometry.colours as usize * self.geometry.align
             && self.used() <= self.geometry.slots
     }
 
