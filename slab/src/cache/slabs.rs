@@ -1,6 +1,6 @@
 //! The slab layer of a cache: its slabs, sorted by how full they are.
 //!
-//! Slabs are kept in lists by *band*: empty, eight bands of partial slabs, full. An object comes from the fullest partial
+//! Slabs are kept in lists by *band*: empty, and eight bands of partial slabs. An object comes from the fullest partial
 //! slab there is, so that slabs that are emptying become empty. One empty slab stays as hysteresis, and as many more as
 //! the cache's *working set* had: by how much its number of used slabs went up and down during the last interval.
 //!
@@ -14,7 +14,8 @@
 //! In an NMI the lock is only tried, and objects that are freed wait in their slabs; see [`nmi`].
 //!
 //! Invariants, whenever the lock is free:
-//! 1. A slab is in the list of its band, which is that of its used slots, and in the list of all slabs; nothing else is.
+//! 1. A slab is in the list of all slabs, and unless it is full in that of its band, which is that of its used slots, or a home;
+//!    nothing else is.
 //! 2. Every frame of a slab has a record that names this cache, and from the first frame's one finds the header.
 
 mod find;
@@ -40,6 +41,7 @@ pub(crate) use leave::Leaving;
 /// Partial slabs are told apart by this many degrees of fullness.
 pub(super) const BANDS: usize = 8;
 const EMPTY: usize = 0;
+/// No list: from full slabs nothing is taken.
 const FULL: usize = BANDS + 1;
 /// The list of all slabs, behind those of the bands.
 const ALL: usize = BANDS + 2;
@@ -430,9 +432,13 @@ impl<P: Platform> Slabs<P> {
         if old == new {
             return;
         }
-        self.unlink(state, frames, old, first, slab);
+        if old != FULL {
+            self.unlink(state, frames, old, first, slab);
+        }
         slab.set_list(new);
-        self.push(state, frames, new, first);
+        if new != FULL {
+            self.push(state, frames, new, first);
+        }
         state.numbers.empty += usize::from(new == EMPTY);
         state.numbers.empty -= usize::from(old == EMPTY);
         let busy = state.numbers.slabs - state.numbers.empty;

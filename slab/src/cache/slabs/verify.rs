@@ -11,14 +11,10 @@ impl<P: Platform> Slabs<P> {
     pub(crate) fn verify(&self, frames: &Frames<P>) -> Result<(), Broken> {
         let state = self.state.lock();
         let broken = |what: &'static str| Broken::Cache { id: self.id, what };
-        let (mut slabs, mut taken) = (0, 0);
+        let mut listed = 0;
         for list in (0..LISTS).filter(|&list| list != ALL) {
             self.verify_list(&state, frames, list, |slab| {
-                slabs += 1;
-                taken += slab.used();
-                if !slab.is_consistent() {
-                    return Err("the used count or the summary of a slab is not that of its slots");
-                }
+                listed += 1;
                 let band = self.band_of(slab);
                 let right = slab.list() == list
                     && (band == list
@@ -26,17 +22,26 @@ impl<P: Platform> Slabs<P> {
                 if right { Ok(()) } else { Err("a slab is in the list of another fullness") }
             })
             .map_err(broken)?;
-            if list == EMPTY && slabs != state.numbers.empty {
+            if list == EMPTY && listed != state.numbers.empty {
                 return Err(broken("the number of empty slabs is wrong"));
             }
         }
-        let mut all = 0;
-        self.verify_list(&state, frames, ALL, |_| {
-            all += 1;
-            Ok(())
+        let (mut slabs, mut full, mut taken) = (0, 0, 0);
+        self.verify_list(&state, frames, ALL, |slab| {
+            slabs += 1;
+            full += usize::from(slab.list() == FULL);
+            taken += slab.used();
+            if !slab.is_consistent() {
+                return Err("the used count or the summary of a slab is not that of its slots");
+            }
+            if (slab.list() == FULL) == (self.band_of(slab) == FULL) {
+                Ok(())
+            } else {
+                Err("a slab is in the list of another fullness")
+            }
         })
         .map_err(broken)?;
-        if (slabs, all, taken) != (state.numbers.slabs, state.numbers.slabs, state.numbers.taken) {
+        if (slabs, listed + full, taken) != (state.numbers.slabs, state.numbers.slabs, state.numbers.taken) {
             return Err(broken("the number of slabs or of objects is not that of the lists"));
         }
         Ok(())
