@@ -314,7 +314,7 @@ impl Model<'_> {
             assert!(text.starts_with(&expected), "{pointer:p} by {door:?}: {expected:?} was expected, not {text:?}");
         }
         let after = on_first_cpu(|| self.counts());
-        assert!(before == after, "{pointer:p} by {door:?} has changed something");
+        assert!(before == after, "{pointer:p} by {door:?} has changed {before:?} to {after:?}");
         on_first_cpu(|| self.heap.verify()).expect("a heap that is right");
     }
 

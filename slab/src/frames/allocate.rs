@@ -142,7 +142,8 @@ impl<P: Platform> Frames<P> {
 
     #[inline(never)]
     fn try_free_to_zones(&self, frame: Frame, count: u32) -> Result<(), Fault> {
-        if count == 1 && self.make_room() && self.free_to_stock(frame) {
+        // A free that is to be refused leaves the stock as it is.
+        if count == 1 && self.owner(frame) == Owner::Pages(1) && self.make_room() && self.free_to_stock(frame) {
             return Ok(());
         }
         if !self.claim(frame, count) {

@@ -96,6 +96,24 @@ fn row_1_a_stocked_frame_freed_again_is_refused() {
 }
 
 #[test]
+fn a_refused_free_leaves_a_full_stock_as_it_is() {
+    let machine = machine();
+    let frames = all_of::<Two>(&machine);
+    let mut bulk = [Frame::default(); CAPACITY + 1];
+    assert_eq!(frames.allocate_bulk(&mut bulk), CAPACITY + 1);
+    let (pair, rest) = (frames.allocate(order(1)).unwrap(), &bulk[1..]);
+    rest.iter().for_each(|frame| free(&frames, *frame, Order::ZERO));
+    let full = frames.stats();
+    assert_eq!(full.stocked, CAPACITY);
+    for bad in [rest[0], pair, pair.offset(1), nth(FRAMES as u64)] {
+        report_of(|| free(&frames, bad, Order::ZERO));
+        assert_eq!(frames.stats(), full, "{bad:?}");
+    }
+    free(&frames, bulk[0], Order::ZERO);
+    assert_eq!(frames.stats().stocked, CAPACITY / 2 + 1);
+}
+
+#[test]
 fn row_93_and_94_frames_freed_on_another_cpu_come_back() {
     let machine = machine();
     let frames = all_of::<Two>(&machine);
