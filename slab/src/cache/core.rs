@@ -220,7 +220,7 @@ impl<P: Platform> Core<P> {
 
     #[inline(never)]
     fn free_far(&self, shared: &Caches<P>, cpu: &Cpu, object: *mut u8) -> Outcome {
-        match self.slabs.state(shared.frames(), object) {
+        match self.slabs.state_far(shared.frames(), object) {
             Some(state) => Self::free_to(cpu, Round { object, state }, state),
             None => Outcome::Untouched,
         }

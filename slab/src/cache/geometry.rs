@@ -1,14 +1,15 @@
 //! How objects lie in a slab. Bonwick 1994, section 3.2, with a byte of state a slot instead of a free list.
 //!
-//! Small objects share their slab with what describes it; for objects above [`IN_SLAB`] bytes that lies elsewhere
-//! (*off-slab*), so that it does not take the room of an object:
+//! Objects share their slab with what describes it, unless they are larger than [`IN_SLAB`] bytes and that would take the
+//! room of one of them: then it lies elsewhere (*off-slab*).
 //!
 //! ```text
 //! | colour | slot 0 | slot 1 | ... | slot n-1 | unused | header | state 0 | state 1 | ... |
 //! ```
 //!
-//! A slab is as few page frames as lose at most an eighth of themselves. What is lost is used for *colour*: the objects
-//! of one slab start a little later than those of the slab before, so that they do not compete for the same cache
+//! A slab is as few page frames as lose less than an eighth of themselves, and have at least [`FEW`] objects if [`FEW`] frames
+//! are enough for that: making a slab costs as much as allocating ten objects. What is lost is used for *colour*: the
+//! objects of one slab start a little later than those of the slab before, so that they do not compete for the same cache
 //! lines.
 //!
 //! The slabs of the heap's size classes; lost is what no object has, header and states included, also where they are
@@ -47,38 +48,38 @@
 //! | 416 | 4 | 9 | 352 | 8.6 | 10 |
 //! | 448 | 4 | 9 | 64 | 1.6 | 1 |
 //! | 480 | 4 | 8 | 256 | 6.2 | 7 |
-//! | 512 | 4 | 7 | 512 | 12.5 | 1 |
-//! | 576 | 4 | 7 | 128 | 3.1 | 2 |
-//! | 640 | 4 | 6 | 320 | 7.8 | 3 |
-//! | 704 | 8 | 11 | 512 | 6.2 | 8 |
-//! | 768 | 4 | 5 | 320 | 7.8 | 2 |
-//! | 832 | 8 | 9 | 768 | 9.4 | 12 |
-//! | 896 | 8 | 9 | 192 | 2.3 | 2 |
-//! | 960 | 4 | 4 | 320 | 7.8 | 5 |
+//! | 512 | 8 | 15 | 512 | 6.2 | 1 |
+//! | 576 | 4 | 7 | 64 | 1.6 | 1 |
+//! | 640 | 4 | 6 | 256 | 6.2 | 2 |
+//! | 704 | 8 | 11 | 448 | 5.5 | 7 |
+//! | 768 | 4 | 5 | 256 | 6.2 | 1 |
+//! | 832 | 8 | 9 | 704 | 8.6 | 11 |
+//! | 896 | 8 | 9 | 128 | 1.6 | 1 |
+//! | 960 | 4 | 4 | 256 | 6.2 | 4 |
 //! | 1024 | 4 | 4 | 64 | 1.6 | 1 |
-//! | 1152 | 8 | 7 | 192 | 2.3 | 2 |
-//! | 1280 | 4 | 3 | 320 | 7.8 | 2 |
-//! | 1408 | 12 | 8 | 1088 | 8.9 | 9 |
-//! | 1536 | 8 | 5 | 576 | 7.0 | 2 |
-//! | 1664 | 12 | 7 | 704 | 5.7 | 6 |
-//! | 1792 | 16 | 9 | 320 | 2.0 | 2 |
-//! | 1920 | 4 | 2 | 320 | 7.8 | 3 |
-//! | 2048 | 4 | 2 | 64 | 1.6 | 1 |
-//! | 2304 | 12 | 5 | 832 | 6.8 | 4 |
-//! | 2560 | 8 | 3 | 576 | 7.0 | 2 |
-//! | 2816 | 12 | 4 | 1088 | 8.9 | 5 |
+//! | 1152 | 8 | 7 | 128 | 1.6 | 1 |
+//! | 1280 | 8 | 6 | 512 | 6.2 | 2 |
+//! | 1408 | 12 | 8 | 1024 | 8.3 | 8 |
+//! | 1536 | 8 | 5 | 512 | 6.2 | 1 |
+//! | 1664 | 12 | 7 | 640 | 5.2 | 5 |
+//! | 1792 | 16 | 9 | 256 | 1.6 | 1 |
+//! | 1920 | 8 | 4 | 512 | 6.2 | 4 |
+//! | 2048 | 8 | 4 | 64 | 0.8 | 1 |
+//! | 2304 | 12 | 5 | 768 | 6.2 | 3 |
+//! | 2560 | 16 | 6 | 1024 | 6.2 | 2 |
+//! | 2816 | 12 | 4 | 1024 | 8.3 | 4 |
 //! | 3072 | 12 | 4 | 64 | 0.5 | 1 |
-//! | 3328 | 20 | 6 | 576 | 2.8 | 3 |
+//! | 3328 | 20 | 6 | 512 | 2.5 | 2 |
 //! | 3584 | 28 | 8 | 64 | 0.2 | 1 |
-//! | 3840 | 4 | 1 | 320 | 7.8 | 2 |
-//! | 4096 | 4 | 1 | 64 | 1.6 | 1 |
-//! | 4608 | 20 | 4 | 2112 | 10.3 | 5 |
-//! | 5120 | 16 | 3 | 1088 | 6.6 | 2 |
-//! | 5632 | 12 | 2 | 1088 | 8.9 | 3 |
+//! | 3840 | 16 | 4 | 1024 | 6.2 | 4 |
+//! | 4096 | 16 | 4 | 64 | 0.4 | 1 |
+//! | 4608 | 20 | 4 | 2048 | 10.0 | 4 |
+//! | 5120 | 16 | 3 | 1024 | 6.2 | 1 |
+//! | 5632 | 12 | 2 | 1024 | 8.3 | 2 |
 //! | 6144 | 12 | 2 | 64 | 0.5 | 1 |
-//! | 6656 | 20 | 3 | 576 | 2.8 | 2 |
+//! | 6656 | 20 | 3 | 512 | 2.5 | 1 |
 //! | 7168 | 28 | 4 | 64 | 0.2 | 1 |
-//! | 7680 | 8 | 1 | 576 | 7.0 | 2 |
+//! | 7680 | 8 | 1 | 512 | 6.2 | 1 |
 //! | 8192 | 8 | 1 | 64 | 0.8 | 1 |
 
 #![forbid(unsafe_code)]
@@ -91,8 +92,11 @@ use super::slabs::BANDS;
 use crate::frames::{Frame, Order, SlabOwner};
 use crate::memory::FRAME_SIZE;
 
-/// The largest object that shares its slab with the slab's header: an eighth of a page, as in the paper.
+/// The largest object that shares its slab with the slab's header in any case: an eighth of a page, as in the paper.
 pub(crate) const IN_SLAB: usize = FRAME_SIZE / 8;
+
+/// So many objects a slab has, if so many page frames can hold them.
+const FEW: usize = 4;
 
 /// The most slots in a slab: the header's summary has a bit for eight of them.
 const MOST_SLOTS: usize = 512;
@@ -142,13 +146,14 @@ impl Geometry {
             return None;
         }
         let stride = object.size().next_multiple_of(align);
-        let off_slab = stride > IN_SLAB;
+        let least = if stride <= FRAME_SIZE { FEW } else { 1 };
         let mut frames = stride.div_ceil(FRAME_SIZE);
         while frames <= MOST_FRAMES {
             let bytes = frames * FRAME_SIZE;
+            let off_slab = stride > IN_SLAB && slots_in(bytes, stride, false) < slots_in(bytes, stride, true);
             let slots = slots_in(bytes, stride, off_slab);
             let lost = bytes - slots * stride + if off_slab { metadata_block(header_bytes(slots)) } else { 0 };
-            if slots > 0 && lost * 8 <= bytes {
+            if slots >= least && lost * 8 < bytes {
                 return Self::with(stride, align, frames as u32, slots, off_slab);
             }
             frames += 1;
@@ -188,6 +193,12 @@ impl Geometry {
     #[inline]
     pub(crate) const fn bytes(&self) -> usize {
         self.frames as usize * FRAME_SIZE
+    }
+
+    /// Bytes of the block that holds a slab, and to which it is aligned.
+    #[inline]
+    pub(crate) const fn block_bytes(&self) -> usize {
+        self.size.bytes()
     }
 
     /// Bytes of header and states.

@@ -21,6 +21,9 @@ const START: u64 = 64 << 20;
 /// Frames enough for magazines.
 const LARGE: usize = 512;
 
+/// Frames that are given back after a [`Drought`] are such blocks, as far as there are any.
+const BLOCK: Order = Order::new(2).unwrap();
+
 fn layout(size: usize, align: usize) -> Layout {
     Layout::from_size_align(size, align).unwrap()
 }
@@ -50,8 +53,15 @@ struct Drought<'a, P: Platform> {
 
 impl<'a, P: Platform> Drought<'a, P> {
     fn of(heap: &'a Heap<P>) -> Self {
-        let taken = core::iter::from_fn(|| heap.frames().allocate(Order::ZERO)).collect();
-        Self { heap, taken }
+        let mut taken: Vec<_> = core::iter::from_fn(|| heap.frames().allocate(Order::ZERO)).collect();
+        taken.sort();
+        // First those of whole blocks, which a slab of several frames needs.
+        let is_whole = |frame: crate::Frame| {
+            let start = frame.block_start(BLOCK);
+            (0..BLOCK.frames()).all(|index| taken.binary_search(&start.offset(index)).is_ok())
+        };
+        let (whole, parts): (Vec<_>, Vec<_>) = taken.iter().partition(|frame| is_whole(**frame));
+        Self { heap, taken: [whole, parts].concat() }
     }
 
     fn give(&mut self, frames: usize) {

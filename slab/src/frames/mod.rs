@@ -151,6 +151,16 @@ impl<P> Frames<P> {
         self.records.direct(pointer, |record| record.is_of(owner))
     }
 
+    /// How many bytes `pointer` points into the block of `bytes` (a power of two) that it is in, if a slab of `owner` is
+    /// there, and where its header is, if not in it: as [`offset_in_slab`](Self::offset_in_slab).
+    #[inline]
+    pub(crate) fn slab_around(&self, pointer: *const u8, owner: SlabOwner, bytes: usize) -> Option<(usize, *mut u8)> {
+        let base = self.base.load(Relaxed);
+        let into = pointer.addr().wrapping_sub(base.addr()) & (bytes - 1);
+        let (frame, offset) = self.records.direct_before(pointer, into, |record| record.is_of(owner))?.header();
+        Some((into, base.wrapping_add(frame.address() as usize + offset as usize)))
+    }
+
     /// Why a free of `pointer` is wrong, where no allocation starts there.
     #[cold]
     pub(crate) fn fault_of(&self, pointer: *const u8) -> Fault {

@@ -150,6 +150,20 @@ impl Records {
         there.then_some((offset, start))
     }
 
+    /// The record of the frame that is `into` bytes before where `pointer` points to, and the whole frames of that: as
+    /// [`direct`](Self::direct).
+    #[inline]
+    pub(crate) fn direct_before(
+        &self,
+        pointer: *const u8,
+        into: usize,
+        is_right: impl Fn(&Record) -> bool,
+    ) -> Option<&Record> {
+        let (offset, _) = self.direct(pointer, is_right)?;
+        // SAFETY: as there, and no frame is before the first.
+        Some(unsafe { &*self.direct.load(Relaxed).add(offset.checked_sub(into)? / FRAME_SIZE) })
+    }
+
     /// The record of `frame`; `None` where nothing near it was ever managed.
     #[inline]
     pub(crate) fn get(&self, frame: Frame) -> Option<&Record> {

@@ -42,7 +42,15 @@ impl<P: Platform> Slabs<P> {
         unsafe { Slab::state_at(header, &self.geometry, object.addr().wrapping_sub(start.addr())) }
     }
 
-    /// The same in the fewest steps; `None` also where only [`state`](Self::state) can say.
+    /// The same in few steps; `None` also where only [`state`](Self::state) can say.
+    #[inline]
+    pub(crate) fn state_far(&self, frames: &Frames<P>, object: *const u8) -> Option<&AtomicU8> {
+        let (into, header) = frames.slab_around(object, self.owner, self.geometry.block_bytes())?;
+        // SAFETY: the record says that it is a slab of this cache, which has written down where its header is.
+        unsafe { Slab::state_at(header, &self.geometry, into) }
+    }
+
+    /// The same in the fewest steps, where a slab is one frame with its header in it.
     #[inline]
     pub(crate) fn state_near(&self, frames: &Frames<P>, object: *const u8) -> Option<&AtomicU8> {
         let (offset, memory) = frames.offset_in_slab(object, self.near)?;

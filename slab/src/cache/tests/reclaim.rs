@@ -5,7 +5,8 @@ use crate::platform::NoInterrupts;
 use crate::reclaim::{Decision, MOST_CALLBACKS, MOST_RETRIES, TooManyCallbacks};
 use crate::testing::Heap;
 
-const BIG: Layout = Layout::new::<[u8; 4000]>();
+/// One of them is a slab.
+const BIG: Layout = Layout::new::<[u8; 8192]>();
 
 std::thread_local! {
     static CALLS: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
@@ -81,7 +82,7 @@ fn callbacks_come_in_the_order_of_their_registration_and_then_the_hook() {
     let one = cache.allocate().unwrap();
     assert_eq!(cache.allocate(), Err(AllocError::NoMemory));
     assert_eq!(CALLS.take(), ["first", "second", "fail"]);
-    assert_eq!(WANTED.get(), 4096, "a slab");
+    assert_eq!(WANTED.get(), 8192, "a slab");
     assert_eq!(heap.allocate(layout(5 * 4096, 8)), None);
     assert_eq!((CALLS.take().len(), WANTED.get()), (3, 5 * 4096));
     heap.set_out_of_memory_hook(None);
@@ -130,12 +131,12 @@ fn row_67_out_of_memory_then_a_free_then_a_retry_that_succeeds() {
     let cache = cache(&heap);
     let mut drought = Drought::of(&heap);
     assert_eq!(cache.allocate(), Err(AllocError::NoMemory));
-    drought.give(3);
+    drought.give(4);
     let one = cache.allocate().unwrap();
     assert_eq!(cache.allocate(), Err(AllocError::NoMemory));
     // The same from within: the hook gives memory at its second call.
     heap.set_out_of_memory_hook(Some(retry));
-    spare(|| drought.give(1));
+    spare(|| drought.give(2));
     spare(|| ());
     let two = cache.allocate().unwrap();
     assert_eq!(CALLS.take(), ["retry"; 2]);
@@ -179,7 +180,7 @@ fn row_88_a_callback_that_allocates_does_not_start_over() {
     let mut drought = Drought::of(&heap);
     spare(|| {
         assert_eq!(heap.allocate(layout(8192, 8)), None, "there is none for it either");
-        drought.give(4);
+        drought.give(8);
         let block = heap.allocate(layout(100, 8)).unwrap();
         // SAFETY: just allocated.
         unsafe { heap.free(block, layout(100, 8)) };
@@ -190,7 +191,7 @@ fn row_88_a_callback_that_allocates_does_not_start_over() {
     free(&cache, object);
     // The next shortage starts anew.
     drop(drought);
-    assert_eq!(heap.allocate(layout(60 * 4096, 8)), None);
+    assert_eq!(heap.allocate(layout(64 * 4096, 8)), None);
     assert_eq!(CALLS.take(), ["frees", "second"]);
 }
 
