@@ -139,6 +139,12 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
+    /// One page, which is one object.
+    pub(crate) const PAGE: Self = match Self::with(FRAME_SIZE, FRAME_SIZE, 1, 1, true) {
+        Some(geometry) => geometry,
+        None => panic!("an order for a page"),
+    };
+
     /// For objects of this layout; `None` where it is empty, or no slab is large enough.
     pub(crate) const fn new(object: Layout) -> Option<Self> {
         let align = if object.align() < SMALLEST { SMALLEST } else { object.align() };

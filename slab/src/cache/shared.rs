@@ -48,8 +48,9 @@ const TREE_NODES: usize = 3;
 /// Names and sizes of the size classes.
 pub(crate) type Classes = [(&'static str, usize); CLASSES];
 
-/// Numbers of caches: the size classes have theirs from 0 on, then metadata, then those that an embedder makes.
-const FIRST_METADATA: u32 = CLASSES as u32;
+/// Numbers of caches: the size classes have theirs from 0 on, then single pages, metadata, and those that an embedder makes.
+const SINGLE_PAGES: u32 = CLASSES as u32;
+const FIRST_METADATA: u32 = SINGLE_PAGES + 1;
 const FIRST_REGISTERED: u32 = FIRST_METADATA + METADATA as u32;
 
 /// The caches of one allocator and the page frames beneath them.
@@ -63,6 +64,8 @@ pub struct Caches<P> {
     metadata: [Slabs<P>; METADATA],
     /// Those of the heap's size classes.
     general: [Core<P>; CLASSES],
+    /// Lends to classes whose slabs have several page frames, where there are only single ones.
+    single_pages: Core<P>,
     registry: IrqLock<P, Registry<P>>,
     /// Freed objects with checks that wait.
     pub(crate) quarantine: Quarantine<P>,
@@ -98,6 +101,7 @@ impl<P> Caches<P> {
             source: Once::new(),
             metadata,
             general,
+            single_pages: single_pages(),
             registry: IrqLock::ordered(Level::Registry, Registry::new()),
             quarantine: Quarantine::new(),
             guard: Guard::new(true),
@@ -125,6 +129,7 @@ impl<P> Caches<P> {
             for (class, (name, size)) in classes.iter().enumerate() {
                 (&raw mut (*this).general[class]).write(general_cache(class, name, *size));
             }
+            (&raw mut (*this).single_pages).write(single_pages());
             (&raw mut (*this).registry).write(IrqLock::ordered(Level::Registry, Registry::new()));
             (&raw mut (*this).quarantine).write(Quarantine::new());
             (&raw mut (*this).guard).write(Guard::new(false));
@@ -134,8 +139,8 @@ impl<P> Caches<P> {
             (&raw mut (*this).reclaim).write(Reclaim::new());
             #[rustfmt::skip]
             let Self {
-                name: _, frames: _, source: _, metadata: _, general: _, registry: _, quarantine: _, guard: _, log: _, seed: _,
-                reap_epoch: _, reclaim: _,
+                name: _, frames: _, source: _, metadata: _, general: _, single_pages: _, registry: _, quarantine: _, guard: _,
+                log: _, seed: _, reap_epoch: _, reclaim: _,
             } = &*this;
         }
     }
@@ -157,6 +162,10 @@ const fn metadata_slabs<P>(index: usize) -> Slabs<P> {
 
 const fn general_cache<P>(class: usize, name: &'static str, size: usize) -> Core<P> {
     Core::new(name, class as u32, geometry(size), None, true)
+}
+
+const fn single_pages<P>() -> Core<P> {
+    Core::new("size-page", SINGLE_PAGES, Geometry::PAGE, None, false)
 }
 
 /// The slabs for objects of so many bytes, aligned to the largest power of two that divides it, up to a page.
@@ -182,10 +191,21 @@ impl<P: Platform> Caches<P> {
         self.general.iter().find_map(|cache| cache.twin().filter(|twin| twin.slabs.id == id))
     }
 
-    /// The cache of the size class with this number.
+    /// The caches of the size classes, by size, and that of single pages.
+    pub(crate) fn classes(&self) -> impl Iterator<Item = &Core<P>> {
+        self.general.iter().chain([&self.single_pages])
+    }
+
+    /// The cache of the size class with this number, or that of single pages.
     #[inline]
     pub(crate) fn class_by_id(&self, id: u32) -> Option<&Core<P>> {
-        self.general.get(id as usize)
+        if id == SINGLE_PAGES { Some(&self.single_pages) } else { self.general.get(id as usize) }
+    }
+
+    /// The cache of single pages, if they may serve a class where it has no memory.
+    pub(crate) fn pages_for(&self, class: usize) -> Option<&Core<P>> {
+        let geometry = &self.class(class).slabs.geometry;
+        (geometry.frames > 1 && geometry.stride <= FRAME_SIZE).then_some(&self.single_pages)
     }
 
     /// A run of page frames, which the frame source lends where there is none.

@@ -254,9 +254,13 @@ impl Zone {
         Some(frame)
     }
 
-    /// Keeps the block of `order` at `frame`, whose record says [`Owner::Inner`], unmerged, if there is room in its stock.
+    /// Keeps the block of `order` at `frame`, whose record says [`Owner::Inner`], unmerged, if there is room in its stock, and
+    /// all of it is in the zone.
     #[inline]
     pub(crate) fn stock(&mut self, records: &Records, frame: Frame, order: Order) -> bool {
+        if frame.offset(order.frames()) > self.range.end {
+            return false;
+        }
         let Some(stock) = self.stocks.get_mut(order.index().wrapping_sub(1)) else { return false };
         let Some(room) = stock.blocks.get_mut(stock.count) else { return false };
         *room = frame;

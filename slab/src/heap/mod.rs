@@ -72,7 +72,8 @@ impl<P: Platform> Heap<P> {
     ///
     /// An empty layout gets a block too, of the smallest size; it must be freed like any other. Before it fails it has
     /// memory given back, as [`reclaim`](crate::reclaim) says, and where that is not enough a small request takes a
-    /// free object of a larger class. A request for more than there is in all fails at once.
+    /// free object of a larger class, or, up to a page, a single page frame where there are none in a row. A request for
+    /// more than there is in all fails at once.
     #[inline]
     #[track_caller]
     pub fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
@@ -120,6 +121,12 @@ impl<P: Platform> Heap<P> {
         if block.size() > self.size() {
             return None;
         }
+        // Where page frames are free, but not in a row, nothing need be given up.
+        if let Block::Class(class) = block
+            && let Some(page) = self.allocate_page(class)
+        {
+            return Some(page);
+        }
         let attempt = || match block {
             Block::Class(class) => self.allocate_from_class_or_larger(class, request),
             Block::Frames { count, alignment } => self.allocate_run(count, alignment),
@@ -131,14 +138,18 @@ impl<P: Platform> Heap<P> {
         block_found
     }
 
-    /// Where a class cannot have a slab, an object of a larger class that is free anyway is better than nothing. Its
-    /// state says for which class it is lent.
+    /// Where a class cannot have a slab, an object of a larger class that is free anyway is better than nothing, and so is
+    /// a page, where there are only single ones. Its state says for which class it is lent.
     fn allocate_from_class_or_larger(&self, class: usize, request: Request) -> Option<NonNull<u8>> {
         let own = self.caches.class(class).allocate_for(&self.caches, true, request);
         let align = request.layout.align();
         let mut larger = (class + 1..classes::COUNT).filter(|&larger| SIZES[larger].is_multiple_of(align));
         let lend = |larger| self.caches.class(larger).allocate(&self.caches, false, lent_for(class)).ok();
-        own.ok().or_else(|| larger.find_map(lend))
+        own.ok().or_else(|| larger.find_map(lend)).or_else(|| self.allocate_page(class))
+    }
+
+    fn allocate_page(&self, class: usize) -> Option<NonNull<u8>> {
+        self.caches.pages_for(class)?.allocate(&self.caches, true, lent_for(class)).ok()
     }
 
     fn allocate_run(&self, count: u32, alignment: Order) -> Option<NonNull<u8>> {

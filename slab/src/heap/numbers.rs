@@ -8,7 +8,7 @@
 use core::fmt;
 use core::ptr::NonNull;
 
-use super::{Heap, classes};
+use super::{Core, Heap};
 use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
 use crate::stats::CacheStats;
@@ -42,7 +42,7 @@ impl<P: Platform> Heap<P> {
     /// Objects of a [`Cache`](crate::Cache) are visited by [`Cache::for_each_object`](crate::Cache::for_each_object).
     /// What is allocated or freed meanwhile may be left out or visited.
     pub fn for_each_block(&self, mut visit: impl FnMut(NonNull<u8>, usize)) {
-        for cache in (0..classes::COUNT).map(|class| self.caches().class(class)) {
+        for cache in self.caches().classes() {
             let size = cache.object_size();
             cache.slabs.for_each_used(self.frames(), |object| {
                 if let Some(object) = NonNull::new(object) {
@@ -57,12 +57,12 @@ impl<P: Platform> Heap<P> {
         });
     }
 
-    /// Counts of the caches of the size classes, by size.
+    /// Counts of the caches of the size classes, by size, and of the pages that are lent to classes.
     pub fn cache_stats(&self) -> impl Iterator<Item = CacheStats> {
-        (0..classes::COUNT).map(|class| self.caches().class(class).stats())
+        self.caches().classes().map(Core::stats)
     }
 
-    /// Calls `visit` with the counts of each cache, with no lock held: first the size classes, by size, then all others,
+    /// Calls `visit` with the counts of each cache, with no lock held: first the size classes, by size, and the pages lent to them, then all others,
     /// in the order of their first use.
     pub fn for_each_cache(&self, mut visit: impl FnMut(&CacheStats)) {
         self.caches().for_each_to_report(|cache| visit(&cache.stats()));

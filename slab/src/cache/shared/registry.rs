@@ -172,7 +172,7 @@ impl<P: Platform> Caches<P> {
         lock: impl Fn(&IrqLock<P, Registry<P>>) -> Option<RegistryGuard<'_, P>>,
         mut visit: impl FnMut(&Core<P>),
     ) {
-        self.general.iter().for_each(&mut visit);
+        self.classes().for_each(&mut visit);
         let mut next = lock(&self.registry).and_then(|registry| Self::visit_after(&registry, None));
         while let Some(here) = next {
             visit(here.cache);

@@ -45,6 +45,17 @@ fn blocks_that_wait_merge_before_a_request_fails() {
 }
 
 #[test]
+fn a_block_that_is_in_two_zones_does_not_wait() {
+    let machine = Machine::new(START, 64);
+    let frames: Frames<NoInterrupts> = frames_of(&machine, &[machine.region()], [19, 64]);
+    let before = frames.stats();
+    assert!(frames.allocate_at(nth(16), 8));
+    free_run(&frames, nth(16), 8);
+    frames.verify().unwrap();
+    assert_eq!(frames.stats(), before);
+}
+
+#[test]
 fn row_1_a_block_that_waits_is_not_freed_again() {
     let machine = Machine::new(START, 64);
     let frames = all_of::<NoInterrupts>(&machine);

@@ -95,3 +95,37 @@ fn what_is_lent_is_reallocated_like_any_other() {
         heap.free(moved, layout(300, 8));
     });
 }
+
+#[test]
+fn a_page_is_lent_where_no_frames_are_in_a_row() {
+    for frames in [32, FRAMES] {
+        on_both(frames, |heap| {
+            let before = heap.settled();
+            let taken: Vec<_> = core::iter::from_fn(|| heap.take_frame()).collect();
+            let (alone, rest): (Vec<_>, Vec<_>) = taken.into_iter().partition(|frame| frame.number().is_multiple_of(2));
+            alone.into_iter().for_each(|frame| heap.free_frame(frame));
+            assert_eq!(heap.allocate(layout(5000, 8)), None);
+            let mut lent = Vec::new();
+            for (size, byte) in [4096, 2000, 3500, 500].into_iter().cycle().zip(0..) {
+                let wanted = layout(size, if size == 4096 { 4096 } else { 8 });
+                let Some(block) = heap.allocate(wanted) else { break };
+                assert!(is_aligned(block, wanted.align()));
+                fill(block, size, byte);
+                lent.push((block, wanted, byte));
+            }
+            // The headers and other metadata take some.
+            assert!(lent.len() >= frames / 2 - 8, "{} of {frames}", lent.len());
+            heap.verify();
+            let (block, wanted, _) = lent[0];
+            let report = report_of(|| heap.free(block, layout(2000, 8)));
+            assert!(report.ends_with("freed as a block of 2048 bytes, allocated as one of 4096"), "{report}");
+            assert_eq!(heap.reallocate(block, wanted, 4000), Some(block));
+            for (block, wanted, byte) in lent {
+                assert!(holds(block, wanted.size(), byte));
+                heap.free(block, wanted);
+            }
+            rest.into_iter().for_each(|frame| heap.free_frame(frame));
+            assert_eq!(heap.settled(), before);
+        });
+    }
+}
