@@ -148,20 +148,16 @@ impl<P: Platform> Frames<P> {
             .map_err(|(needed, largest)| InitError::MetadataDoesNotFit { needed, largest })?;
         self.base.store(base, Relaxed);
         let table = self.pointer(place.start.offset(tables.nodes + tables.stocks));
+        let high = largest.start.max(self.zones.start_of_zone(place.start));
+        let at_once = |first: Frame| Frame::new(first.offset(AT_ONCE).number() & !(SECTION - 1));
         // SAFETY: `place` is memory that is ours from now on, and it has room for the direct table behind nodes and stocks.
-        unsafe { self.records.set_direct(largest.clone(), place.start, self.pointer(largest.start), table) };
-        self.records.set_up(self.set_up_at_once(&largest, &place));
+        unsafe { self.records.set_direct(largest.clone(), high, place.start, self.pointer(high), table) };
+        self.records.set_up(at_once(largest.start).min(high));
+        self.records.set_up(at_once(high));
         // SAFETY: as above.
         unsafe { self.build(others, &place, &tables) };
         self.manage(ranges, &place);
         Ok(())
-    }
-
-    /// Up to where the records of `range` are made at once, which has its tables in `place`: with the lowest
-    /// [`AT_ONCE`] frames of the highest zone that it reaches into.
-    fn set_up_at_once(&self, range: &Range<Frame>, place: &Range<Frame>) -> Frame {
-        let first = range.start.max(self.zones.start_of_zone(place.start));
-        Frame::new(first.offset(AT_ONCE).number() & !(SECTION - 1))
     }
 
     /// Makes the nodes for `ranges`, and the stocks, in `place`. The frames there are recorded as the allocator's own.

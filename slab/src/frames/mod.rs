@@ -172,7 +172,7 @@ impl<P> Frames<P> {
     #[cold]
     pub(crate) fn fault_at(&self, frame: Frame) -> Fault {
         match self.owner(frame) {
-            Owner::Unmanaged if self.records.later().contains(&frame) => Fault::DoubleFree,
+            Owner::Unmanaged if self.records.later().iter().any(|later| later.contains(&frame)) => Fault::DoubleFree,
             Owner::Unmanaged | Owner::Records | Owner::Metadata(_) => Fault::BadAddress,
             Owner::Free(_) | Owner::Stock(_) | Owner::Deferred(_) | Owner::Loose => Fault::DoubleFree,
             Owner::Pages(_) | Owner::Slab { .. } => Fault::BadBase,

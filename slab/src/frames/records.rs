@@ -1,15 +1,17 @@
 //! Where the frame records are, so that the record of any frame is found with no lock held.
 //!
 //! The records of the largest range at `init` are one table, the *direct* one, in that range's end; those of at most
-//! sixteen frames lie in the allocator itself. Of a large table only the first part is set up at once: the rest follows
-//! as the memory is needed, so that `init` takes no longer with more of it. All others are in a radix tree over the frame number, whose nodes are page
-//! frames: a leaf has the 256 records of 1 MiB, above it are two levels of 512 pointers, and a root of 64. So a hole of
-//! terabytes costs nothing.
+//! sixteen frames lie in the allocator itself. A large table has two parts: the *high* one, of the frames in the highest zone
+//! that it reaches into, which serves most requests, and the *low* one, of those before. Of each only the start is set up at
+//! once: the rest follows as the memory is needed, so that `init` takes no longer with more of it.
+//!
+//! All others are in a radix tree over the frame number, whose nodes are page frames: a leaf has the 256 records of 1 MiB,
+//! above it are two levels of 512 pointers, and a root of 64. So a hole of terabytes costs nothing.
 //!
 //! Invariants:
 //! 1. A pointer in the tree is null or points to a node that was whole before the pointer was stored (release and acquire),
-//!    and that stays where it is until [`dismantle`](Records::dismantle). `direct` has room for `planned` records, of which
-//!    `direct_frames` are set up; it is stored before them.
+//!    and that stays where it is until [`dismantle`](Records::dismantle). `direct` has room for `planned` records, `high` is in
+//!    it, and of each part so many are set up as `low_frames` and `high_frames` say; both are stored before these.
 //! 2. Nodes and tables lie in frames that nobody else uses, and are only ever accessed through shared references.
 //! 3. Only one caller at a time adds nodes; see `Frames::changing`.
 //!
@@ -21,7 +23,7 @@ use core::ops::Range;
 
 use super::Frame;
 use super::record::{Owner, Record};
-use super::types::length;
+use super::types::{length, overlap};
 use crate::memory::FRAME_SIZE;
 
 const LEAF_BITS: u32 = 8;
@@ -53,11 +55,15 @@ const _: () = assert!(size_of::<Leaf>() == FRAME_SIZE && size_of::<Lower>() == F
 pub(crate) struct Records {
     /// The first frame of the direct table.
     direct_first: AtomicU32,
-    /// Of how many frames it has records by now.
-    direct_frames: AtomicU32,
     /// Null where the records are in `inline`.
     direct: AtomicPtr<Record>,
-    /// Where the first frame of the direct table is, and how many bytes the frames have whose records are set up.
+    /// Of how many frames the low part has records by now.
+    low_frames: AtomicU32,
+    /// The first frame of the high part, of how many it has records by now, and where the first is.
+    high_first: AtomicU32,
+    high_frames: AtomicU32,
+    high: AtomicPtr<Record>,
+    /// Where the first frame of the high part is, and how many bytes the frames have whose records are set up.
     start: AtomicPtr<u8>,
     bytes: AtomicUsize,
     /// How many frames the direct table is for, or `inline`; 0 before there is one.
@@ -98,8 +104,11 @@ impl Records {
     pub(crate) const fn new() -> Self {
         Self {
             direct_first: AtomicU32::new(0),
-            direct_frames: AtomicU32::new(0),
             direct: AtomicPtr::new(core::ptr::null_mut()),
+            low_frames: AtomicU32::new(0),
+            high_first: AtomicU32::new(0),
+            high_frames: AtomicU32::new(0),
+            high: AtomicPtr::new(core::ptr::null_mut()),
             start: AtomicPtr::new(core::ptr::null_mut()),
             bytes: AtomicUsize::new(0),
             planned: AtomicU32::new(0),
@@ -139,14 +148,14 @@ impl Records {
         self.planned.load(Acquire) == 0
     }
 
-    /// Where `pointer` points to, counted from the first frame of the direct table, if the record is there and `is_right`.
-    /// And where that frame is.
+    /// Where `pointer` points to, counted from the first frame of the high part of the direct table, if the record is there
+    /// and `is_right`. And where that frame is.
     #[inline]
     pub(crate) fn direct(&self, pointer: *const u8, is_right: impl Fn(&Record) -> bool) -> Option<(usize, *mut u8)> {
         let (bytes, start) = (self.bytes.load(Acquire), self.start.load(Relaxed));
         let offset = pointer.addr().wrapping_sub(start.addr());
-        // SAFETY: each frame of so many bytes has a record in the direct table (invariants 1 and 2).
-        let there = offset < bytes && is_right(unsafe { &*self.direct.load(Relaxed).add(offset / FRAME_SIZE) });
+        // SAFETY: each frame of so many bytes has a record in the high part (invariants 1 and 2).
+        let there = offset < bytes && is_right(unsafe { &*self.high.load(Relaxed).add(offset / FRAME_SIZE) });
         there.then_some((offset, start))
     }
 
@@ -161,26 +170,27 @@ impl Records {
     ) -> Option<&Record> {
         let (offset, _) = self.direct(pointer, is_right)?;
         // SAFETY: as there, and no frame is before the first.
-        Some(unsafe { &*self.direct.load(Relaxed).add(offset.checked_sub(into)? / FRAME_SIZE) })
+        Some(unsafe { &*self.high.load(Relaxed).add(offset.checked_sub(into)? / FRAME_SIZE) })
     }
 
     /// The record of `frame`; `None` where nothing near it was ever managed.
     #[inline]
     pub(crate) fn get(&self, frame: Frame) -> Option<&Record> {
-        let frames = self.direct_frames.load(Acquire);
-        let index = frame.number().wrapping_sub(self.direct_first.load(Relaxed));
+        let frames = self.high_frames.load(Acquire);
+        let index = frame.number().wrapping_sub(self.high_first.load(Relaxed));
         if index < frames {
-            // SAFETY: the direct table has more records than `index` (invariants 1 and 2).
-            return Some(unsafe { &*self.direct.load(Relaxed).add(index as usize) });
+            // SAFETY: the high part has more records than `index` (invariants 1 and 2).
+            return Some(unsafe { &*self.high.load(Relaxed).add(index as usize) });
         }
-        self.get_elsewhere(frame, index)
+        self.get_elsewhere(frame)
     }
 
-    /// The same, where it is in no direct table, or not yet.
+    /// The same, where it is not in the high part, or not yet.
     #[inline(never)]
-    fn get_elsewhere(&self, frame: Frame, index: u32) -> Option<&Record> {
+    fn get_elsewhere(&self, frame: Frame) -> Option<&Record> {
+        let index = frame.number().wrapping_sub(self.direct_first.load(Relaxed));
         if index < self.planned.load(Acquire) {
-            return self.inline.get(index as usize).filter(|_| self.direct.load(Relaxed).is_null());
+            return self.row(frame..frame.offset(1)).0?.first();
         }
         let leaf = self.leaf_slot(frame)?.load(Acquire);
         if leaf.is_null() {
@@ -264,7 +274,12 @@ impl Records {
             if table.is_null() {
                 return (self.inline.get(index as usize..(index + length) as usize), length);
             }
-            let length = match self.direct_frames.load(Acquire).saturating_sub(index) {
+            let low = self.high_first.load(Relaxed) - first;
+            let (there, length) = match index < low {
+                true => (self.low_frames.load(Acquire), length.min(low - index)),
+                false => (low + self.high_frames.load(Acquire), length),
+            };
+            let length = match there.saturating_sub(index) {
                 0 => return (None, length),
                 there => length.min(there),
             };
@@ -288,44 +303,73 @@ impl Records {
     ///
     /// # Safety
     ///
-    /// There is none yet. The first frame of `range` is at `start`, and its end from `tables` on is for tables. At `table`, aligned to a frame, are as many frames as [`direct_size`](Self::direct_size)
+    /// There is none yet. The high part begins with `high`, a frame of `range` that is at `start`, and the end of `range` from
+    /// `tables` on is for tables. At `table`, aligned to a frame, are as many frames as [`direct_size`](Self::direct_size)
     /// says, the allocator's own until [`dismantle`](Self::dismantle).
-    pub(crate) unsafe fn set_direct(&self, range: Range<Frame>, tables: Frame, start: *mut u8, table: *mut u8) {
+    pub(crate) unsafe fn set_direct(
+        &self,
+        range: Range<Frame>,
+        high: Frame,
+        tables: Frame,
+        start: *mut u8,
+        table: *mut u8,
+    ) {
         let (frames, table) = (length(&range), table.cast::<Record>());
         if frames > Self::INLINE {
             self.direct.store(table, Relaxed);
         }
         self.direct_first.store(range.start.number(), Relaxed);
+        self.high.store(table.wrapping_add(length(&(range.start..high)) as usize), Relaxed);
+        self.high_first.store(high.number(), Relaxed);
         self.start.store(start, Relaxed);
         self.tables.store(tables.number(), Relaxed);
         self.planned.store(frames, Release);
     }
 
-    /// The free frames of the direct range whose records are not set up.
+    /// The free frames of the low and of the high part whose records are not set up. No zone has frames of both.
     #[inline]
-    pub(crate) fn later(&self) -> Range<Frame> {
-        let tables = Frame::new(self.tables.load(Relaxed));
-        let set_up = Frame::new(self.direct_first.load(Relaxed)).offset(self.direct_frames.load(Acquire));
-        if self.direct.load(Relaxed).is_null() { tables..tables } else { set_up.min(tables)..tables }
+    pub(crate) fn later(&self) -> [Range<Frame>; 2] {
+        let (tables, high) = (Frame::new(self.tables.load(Relaxed)), Frame::new(self.high_first.load(Relaxed)));
+        if self.direct.load(Relaxed).is_null() {
+            return [high..high, tables..tables];
+        }
+        let low = Frame::new(self.direct_first.load(Relaxed)).offset(self.low_frames.load(Acquire));
+        [low..high, high.offset(self.high_frames.load(Acquire)).min(tables)..tables]
     }
 
-    /// Sets up the records of the direct range up to `end`, or if that leaves none but those of the tables, all. They say
-    /// [`Owner::Inner`], and the tables' [`Owner::Records`]. `false`, and nothing done, where another call is under way.
+    /// Those in `range`, which is in one zone.
+    #[inline]
+    pub(crate) fn later_in(&self, range: &Range<Frame>) -> Range<Frame> {
+        let [low, high] = self.later().map(|later| overlap(&later, range));
+        if low.is_empty() { high } else { low }
+    }
+
+    /// Sets up the records of the part that reaches to `end` or beyond it, up to there, or if that leaves none but those of
+    /// the tables, all. They say [`Owner::Inner`], and the tables' [`Owner::Records`]. `false`, and nothing done, where another
+    /// call is under way.
     pub(crate) fn set_up(&self, end: Frame) -> bool {
         if self.setting_up.swap(true, Acquire) {
             return false;
         }
-        let later = self.later();
-        if later.start < end && !self.direct.load(Relaxed).is_null() {
-            let (before, planned) = (self.direct_frames.load(Relaxed), self.planned.load(Relaxed));
-            let first = Frame::new(self.direct_first.load(Relaxed));
-            let after = if end < later.end { length(&(first..end)) } else { planned };
+        let [low, high] = self.later();
+        let make = |range: Range<Frame>, table: &AtomicPtr<Record>, made: &AtomicU32| {
+            let before = made.load(Relaxed);
             // SAFETY: the table has room for a record a frame (invariant 1), and nobody looks at these yet; all bytes zero is
             // a valid one.
-            unsafe { self.direct.load(Relaxed).add(before as usize).write_bytes(0, (after - before) as usize) };
-            self.bytes.store(after as usize * FRAME_SIZE, Release);
-            self.direct_frames.store(after, Release);
-            self.set_all(later.end..first.offset(after), Owner::Records);
+            unsafe { table.load(Relaxed).add(before as usize).write_bytes(0, length(&range) as usize) };
+            made.store(before + length(&range), Release);
+        };
+        let all = Frame::new(self.direct_first.load(Relaxed)).offset(self.planned.load(Relaxed));
+        let made = Frame::new(self.high_first.load(Relaxed)).offset(self.high_frames.load(Relaxed));
+        let high_end = if end < high.end { end } else { all };
+        if end <= low.end {
+            if low.start < end {
+                make(low.start..end, &self.direct, &self.low_frames);
+            }
+        } else if made < high_end && !self.direct.load(Relaxed).is_null() {
+            make(made..high_end, &self.high, &self.high_frames);
+            self.bytes.store(self.high_frames.load(Relaxed) as usize * FRAME_SIZE, Release);
+            self.set_all(high.end.min(high_end)..high_end, Owner::Records);
         }
         self.setting_up.store(false, Release);
         true
@@ -384,7 +428,8 @@ impl Records {
         }
         let table = self.direct.swap(core::ptr::null_mut(), Relaxed).cast::<u8>();
         self.bytes.store(0, Relaxed);
-        self.direct_frames.store(0, Relaxed);
+        self.low_frames.store(0, Relaxed);
+        self.high_frames.store(0, Relaxed);
         let pages = Self::direct_size(self.planned.swap(0, Relaxed)) as usize;
         (0..pages).for_each(|page| give(table.wrapping_add(page * FRAME_SIZE)));
         self.inline.iter().for_each(|record| record.set_owner(Owner::Inner));

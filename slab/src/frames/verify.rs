@@ -79,7 +79,7 @@ impl<P: Platform> Frames<P> {
         zones.verify(&self.records)?;
         let stocked = self.stocks.verify(&self.records)?;
         let found = Tally::of(&self.records)?;
-        let later = length(&self.records.later()) as usize;
+        let later = self.records.later().iter().map(|later| length(later) as usize).sum::<usize>();
         let tables = if later > 0 { self.metadata.load(Relaxed) - found.metadata } else { 0 };
         let counts = [
             (zones.total_frames(), found.managed + later + tables),

@@ -146,7 +146,7 @@ impl Zone {
 
     /// The free frames of the zone that have no records yet.
     fn later(&self, records: &Records) -> Range<Frame> {
-        overlap(&records.later(), &self.range)
+        records.later_in(&self.range)
     }
 
     /// Sets up the records of some more frames, below `limit`, so that they can be allocated; `false` where there are

@@ -186,8 +186,8 @@ impl<P: Platform> Zones<P> {
 
     /// Sets up the records of all frames up to `end`, a section under each lock; not in an NMI.
     pub(crate) fn set_up(&self, records: &Records, end: Frame) {
-        let later = records.later();
-        if !later.is_empty() && later.start < end && !in_nmi::<P>() {
+        let is_wanted = |later: &Range<Frame>| !later.is_empty() && later.start < end;
+        if records.later().iter().any(is_wanted) && !in_nmi::<P>() {
             (0..ZONES)
                 .for_each(|number| while self.hold_one(number).is_some_and(|mut zone| zone.set_up(records, end)) {});
         }
@@ -352,7 +352,7 @@ impl<P: Platform> AllZones<'_, P> {
     /// free from now on.
     pub(crate) fn add(&mut self, records: &Records, range: Range<Frame>, place: &Range<Frame>) {
         for (zone, part) in self.parts(range) {
-            let later = overlap(&records.later(), &part);
+            let later = records.later_in(&part);
             zone.manage(&part, &later);
             let place = if later.is_empty() { overlap(&part, place) } else { later.start..part.end };
             if place.is_empty() {
