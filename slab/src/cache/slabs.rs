@@ -151,8 +151,8 @@ impl<P: Platform> Slabs<P> {
         Ok((round[0].object, constructed))
     }
 
-    /// Fills the front of `rounds` with objects of one slab, and says with how many, at least one, and whether the last is
-    /// constructed. Their slots are [`CACHED`] then. `at_home` says whether the CPU is to have a home in this cache.
+    /// Fills the front of `rounds` with objects of slabs that are there, or of a new one, and says with how many, at least one,
+    /// and whether the last is constructed. Their slots are [`CACHED`] then. `at_home` says whether the CPU is to have a home in this cache.
     pub(crate) fn take_some(
         &self,
         shared: &Caches<P>,
@@ -165,7 +165,7 @@ impl<P: Platform> Slabs<P> {
         // Where the thread goes to another CPU meanwhile, it takes from the home of that which it left.
         let home = if at_home { home_of_this_cpu::<P>() } else { None };
         let leave_homes = grow && home.is_some();
-        let taken = self.take_from_list(&mut self.state.lock(), frames, home, leave_homes, rounds);
+        let taken = self.take_from_lists(&mut self.state.lock(), frames, home, leave_homes, rounds);
         self.report_damage(shared);
         if let Some(taken) = taken? {
             return Ok(taken);
@@ -180,7 +180,7 @@ impl<P: Platform> Slabs<P> {
             self.attach(&mut state, frames, first);
         }
         // The new slab, or a fuller one that another CPU has freed an object of, or at last a home of others.
-        self.take_from_list(&mut state, frames, home, false, rounds)?.ok_or(AllocError::NoMemory)
+        self.take_from_lists(&mut state, frames, home, false, rounds)?.ok_or(AllocError::NoMemory)
     }
 
     /// Uses slots in an order that follows from `seed`; in their own order where it is 0.
@@ -204,20 +204,12 @@ impl<P: Platform> Slabs<P> {
     /// Fills the front of `rounds` from the slabs that are there, with one hold of the lock, and says with how many.
     pub(crate) fn take_bulk(&self, shared: &Caches<P>, rounds: &mut [Round]) -> usize {
         self.take_in_deferred(shared);
-        let mut state = self.state.lock();
-        let mut taken = 0;
-        while taken < rounds.len()
-            && let Ok(Some((more, _))) =
-                self.take_from_list(&mut state, shared.frames(), None, false, &mut rounds[taken..])
-        {
-            taken += more;
-        }
-        drop(state);
+        let taken = self.take_from_lists(&mut self.state.lock(), shared.frames(), None, false, rounds);
         self.report_damage(shared);
-        taken
+        taken.ok().flatten().map_or(0, |(taken, _)| taken)
     }
 
-    fn take_from_list(
+    fn take_from_lists(
         &self,
         state: &mut State,
         frames: &Frames<P>,
@@ -229,28 +221,29 @@ impl<P: Platform> Slabs<P> {
         if most == 0 {
             return Err(AllocError::AtLimit);
         }
-        while let Some(list) = state.choose(home, leave_homes) {
-            let Some(first) = state.lists[list] else { break };
+        let (mut taken, mut last) = (0, false);
+        while taken < most
+            && let Some(list) = state.choose(home, leave_homes)
+            && let Some(first) = state.lists[list]
+        {
+            let before = taken;
             let slab = self.slab_if(frames, first).filter(|slab| slab.is_sound() && slab.list() == list);
-            if let Some(slab) = slab {
-                let (mut taken, mut last) = (0, false);
-                while taken < most
-                    && let Some((round, constructed)) = slab.take(self.next_random())
-                {
-                    (rounds[taken], last) = (round, constructed);
-                    taken += 1;
-                }
-                if taken > 0 {
-                    state.numbers.taken += taken;
-                    self.place_at(state, frames, first, slab, home);
-                    return Ok(Some((taken, last)));
-                }
+            while taken < most
+                && let Some((round, constructed)) = slab.and_then(|slab| slab.take(self.next_random()))
+            {
+                (rounds[taken], last) = (round, constructed);
+                taken += 1;
             }
-            // Where the rest of the list is, nobody can know any more.
-            state.cut(list);
-            self.note_damage(first);
+            if let Some(slab) = slab.filter(|_| taken > before) {
+                state.numbers.taken += taken - before;
+                self.place_at(state, frames, first, slab, home);
+            } else {
+                // Where the rest of the list is, nobody can know any more.
+                state.cut(list);
+                self.note_damage(first);
+            }
         }
-        Ok(None)
+        Ok((taken > 0).then_some((taken, last)))
     }
 
     /// The header of the slab was overwritten: to be reported when no lock is held.

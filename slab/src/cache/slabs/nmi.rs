@@ -24,7 +24,7 @@ impl<P: Platform> Slabs<P> {
         let frames = shared.frames();
         if self.lifecycle.is_none() {
             let mut round = [Round::NONE];
-            let taken = self.take_from_list(&mut state, frames, None, false, &mut round)?;
+            let taken = self.take_from_lists(&mut state, frames, None, false, &mut round)?;
             return taken.map(|(_, constructed)| (round[0], constructed)).ok_or(AllocError::WouldGrow);
         }
         if state.numbers.taken >= state.limit {
