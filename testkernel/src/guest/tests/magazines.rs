@@ -202,7 +202,7 @@ fn a_depot_keeps_a_small_share_of_memory() {
         for _ in 0..3 {
             free_objects(&cache, held.split_off(1));
             let magazine = counts(&cache).magazine_rounds * SIZE;
-            let most = (frames().total_bytes() / 256).max(4 * magazine) + 3 * magazine;
+            let most = (frames().total_bytes() / 128).max(4 * magazine) + 3 * magazine;
             assert!(counts(&cache).in_magazines * SIZE <= most, "{:?}", counts(&cache));
             held.extend(objects(&cache, 149));
         }
