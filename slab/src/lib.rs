@@ -93,9 +93,9 @@
 //! A byte outside the object says which, and is set and tested at each step. Without checks the allocator never writes into
 //! an object, neither while it is used nor while it is free: what a constructor or a user leaves there stays.
 //!
-//! In a release build an allocation and its free take 41 instructions where the compiler knows the layout and 68 where it does
-//! not, 12 of them for the refusal of bad frees; where what was allocated last is not freed first, 106 and 59; above 512 bytes,
-//! or in another than the largest range of memory, 159 then.
+//! In a release build an allocation and its free take 41 instructions where the compiler knows the layout and 70 where it does
+//! not, 12 of them for the refusal of bad frees; where what was allocated last is not freed first, 108 and 59; in a slab of
+//! several page frames, or with its header elsewhere, 135 then, and in another than the largest range of memory more.
 //! `cargo bench --manifest-path slab/bench/Cargo.toml --bench instructions` counts them, through `GlobalAlloc` and with no
 //! interrupts to disable, and its loop in: 4 instructions, or 16. The share is what they are more than without those lines.
 //!
@@ -107,9 +107,9 @@
 //! | operation | what bounds it | instructions |
 //! |---|---|---|
 //! | an object from a magazine, and back | nothing is repeated | 85 |
-//! | an object from a slab | 16 objects are taken with one hold of a lock | 860 |
-//! | the same, from a new slab | its page frames, 1024 at most, each of whose records is written | 3,900 |
-//! | a free that fills a magazine | 63 objects at most go back with one hold of a lock; the slabs that are empty then leave, and each CPU is told | 2,450 |
+//! | an object from a slab | 16 objects at most are taken with one hold of a lock | 860 |
+//! | the same, from a new slab | its page frames, 1024 at most, each of whose records is written | 5,900 |
+//! | a free that fills a magazine | 63 objects at most go back with one hold of a lock; the slabs that are empty then leave, and each CPU is told | 3,200 |
 //! | a block of page frames, and back | 18 orders at most to cut or to merge; as many records are written as it has frames | 140 to 700 |
 //!
 //! `cargo run -- --bench` counts them in the kernel of the tests, `the_slow_path` and `page_frames`; `what_is_alive_costs_nothing`
