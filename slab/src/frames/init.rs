@@ -152,7 +152,11 @@ impl<P: Platform> Frames<P> {
         let at_once = |first: Frame| Frame::new(first.offset(AT_ONCE).number() & !(SECTION - 1));
         // SAFETY: `place` is memory that is ours from now on, and it has room for the direct table behind nodes and stocks.
         unsafe { self.records.set_direct(largest.clone(), high, place.start, self.pointer(high), table) };
-        self.records.set_up(at_once(largest.start).min(high));
+        if largest.start < high {
+            // What is made later of the low part is all in one zone: those below it are made whole.
+            let below = self.zones.start_of_zone(Frame::new(high.number() - 1));
+            self.records.set_up(at_once(largest.start.max(below)).min(high));
+        }
         self.records.set_up(at_once(high));
         // SAFETY: as above.
         unsafe { self.build(others, &place, &tables) };

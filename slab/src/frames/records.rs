@@ -326,7 +326,8 @@ impl Records {
         self.planned.store(frames, Release);
     }
 
-    /// The free frames of the low and of the high part whose records are not set up. No zone has frames of both.
+    /// The free frames of the low and of the high part whose records are not set up. Each of the two ranges is in one zone,
+    /// and no zone has frames of both.
     #[inline]
     pub(crate) fn later(&self) -> [Range<Frame>; 2] {
         let (tables, high) = (Frame::new(self.tables.load(Relaxed)), Frame::new(self.high_first.load(Relaxed)));

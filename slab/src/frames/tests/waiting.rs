@@ -236,6 +236,31 @@ fn records_are_made_later_in_the_lower_zones_too() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "many frames take long there")]
+fn each_of_three_large_zones_has_all_its_memory() {
+    let machine = Machine::new(START, 3 * LARGE);
+    let boundaries = [40_000, 60_000];
+    for zone in 0..3 {
+        let frames: Frames<NoInterrupts> = frames_of(&machine, &[machine.region()], boundaries);
+        let before = frames.stats();
+        let limit = boundaries.get(zone).map_or(u64::MAX, |boundary| nth(*boundary).address());
+        let mut pages = Vec::new();
+        while let Some(page) = frames.allocate_below(512, Order::LARGE_PAGE, limit) {
+            pages.push(page);
+            if pages.len() % 16 == 0 {
+                frames.verify().unwrap();
+            }
+        }
+        let below = boundaries.get(zone).map_or(before.free as u64, |boundary| *boundary);
+        assert!(pages.len() as u64 >= below / 512 - 4, "{} of {below}", pages.len());
+        frames.verify().unwrap();
+        pages.into_iter().for_each(|page| free_run(&frames, page, 512));
+        assert_eq!(frames.stats(), before);
+        frames.verify().unwrap();
+    }
+}
+
+#[test]
 fn a_small_lower_zone_has_its_records_at_once() {
     let machine = Machine::new(START, LARGE);
     let frames: Frames<NoInterrupts> = frames_of(&machine, &[machine.region()], [1000, 1000]);
