@@ -106,7 +106,7 @@
 //!
 //! | operation | what bounds it | instructions |
 //! |---|---|---|
-//! | an object from a magazine, and back | nothing is repeated | 85 |
+//! | an object from a magazine, and back | nothing is repeated | 77 |
 //! | an object from a slab | 16 objects at most are taken with one hold of a lock | 860 |
 //! | the same, from a new slab | its page frames, 1024 at most, each of whose records is written | 5,900 |
 //! | a free that fills a magazine | 63 objects at most go back with one hold of a lock; the slabs that are empty then leave, and each CPU is told | 3,200 |

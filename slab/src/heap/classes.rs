@@ -78,7 +78,7 @@ const TABLED: usize = SIZES[COUNT - 2];
 const _: () = assert!(TABLED < 2 * FRAME_SIZE);
 
 /// The class of the sizes up to 8, up to 16, ...
-static CLASS_OF: [u8; TABLED / STEP] = {
+const CLASS_OF: [u8; TABLED / STEP] = {
     let mut table = [0; TABLED / STEP];
     let mut index = 0;
     while index < table.len() {
