@@ -3,17 +3,15 @@
 //! An object is constructed when it first leaves its slab, and stays constructed, in use or free, until its slab goes
 //! back to the page frames. Neither happens with a lock held.
 
-use crate::sync::{
-    AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Counter, Ordering::Relaxed, Ordering::Release,
-};
+use crate::sync::{AtomicPtr, AtomicU16, AtomicU32, AtomicUsize, Counter, Ordering::Relaxed, Ordering::Release};
 use core::alloc::Layout;
 use core::fmt;
 use core::ptr::NonNull;
 
 use super::AllocError;
 use super::geometry::Geometry;
-use super::magazine::Round;
-use super::magazines::{self, Cpu, Magazines};
+use super::magazine::{Next, Round};
+use super::magazines::{self, Magazines};
 use super::public::BATCH;
 use super::shared::Caches;
 use super::slab::{CACHED, USED, change};
@@ -95,18 +93,6 @@ impl Name {
 /// Objects that are taken from a slab at a time, where the CPU has a magazine for them.
 const REFILL: usize = 16;
 
-/// How far a free came with interrupts off.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Kept,
-    /// It is not in use.
-    Refused,
-    /// Taken back from its user, but there is no room for it.
-    Taken,
-    /// What it is takes longer to find out.
-    Untouched,
-}
-
 /// For what an object is allocated, and by whom, for those who check it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Request {
@@ -179,7 +165,7 @@ impl<P: Platform> Core<P> {
         let round = {
             // So that on this CPU nothing comes between.
             let _interrupts = Interrupts::<P>::disable();
-            self.magazines.here()?.pop_if(mark)?
+            self.magazines.pop_here(mark)?
         };
         self.injection.count();
         // SAFETY: an object is somewhere.
@@ -193,65 +179,35 @@ impl<P: Platform> Core<P> {
     /// Nobody uses the object any more.
     #[inline]
     pub(crate) unsafe fn free_at_hand(&self, shared: &Caches<P>, object: *mut u8) -> bool {
-        let outcome = {
+        let freed = {
             // So that on this CPU nothing comes between.
             let _interrupts = Interrupts::<P>::disable();
             self.free_here(shared, object)
         };
-        outcome == Outcome::Kept || self.free_on(shared, object, outcome)
+        freed || self.free_slowly(shared, object)
     }
 
     #[inline]
-    fn free_here(&self, shared: &Caches<P>, object: *mut u8) -> Outcome {
-        let Some(cpu) = self.magazines.here() else { return Outcome::Untouched };
-        if cpu.push_again(object, |round| self.slabs.change(shared.frames(), round, USED, CACHED)) {
-            return Outcome::Kept;
-        }
-        self.free_near(shared, cpu, object)
+    fn free_here(&self, shared: &Caches<P>, object: *mut u8) -> bool {
+        let Some(next) = self.magazines.next_here() else { return false };
+        next.put_back(object, |round| self.slabs.change(shared.frames(), round, USED, CACHED))
+            || self.free_to(shared, next, object)
     }
 
+    /// Finds the slot of an object, and frees the object to where there is room. `false`, and nothing done, where it is not
+    /// in use, or more steps are needed. Not inlined: it calls nobody, and saves no register.
     #[inline(never)]
-    fn free_near(&self, shared: &Caches<P>, cpu: &Cpu, object: *mut u8) -> Outcome {
-        match self.slabs.state_near(shared.frames(), object) {
-            Some(state) => Self::free_to(cpu, Round { object, state }, state),
-            None => self.free_far(shared, cpu, object),
-        }
-    }
-
-    #[inline(never)]
-    fn free_far(&self, shared: &Caches<P>, cpu: &Cpu, object: *mut u8) -> Outcome {
-        match self.slabs.state_far(shared.frames(), object) {
-            Some(state) => Self::free_to(cpu, Round { object, state }, state),
-            None => Outcome::Untouched,
-        }
-    }
-
-    #[inline]
-    fn free_to(cpu: &Cpu, round: Round, state: &AtomicU8) -> Outcome {
-        if !change(state, USED, CACHED) {
-            Outcome::Refused
-        } else if cpu.push(round) {
-            Outcome::Kept
-        } else {
-            Outcome::Taken
-        }
+    fn free_to(&self, shared: &Caches<P>, next: Next<'_>, object: *mut u8) -> bool {
+        let state = self.slabs.state_at_hand(shared.frames(), object).filter(|state| change(state, USED, CACHED));
+        state.map(|state| next.put(Round { object, state })).is_some()
     }
 
     /// The same with interrupts as they were.
     #[inline(never)]
-    fn free_on(&self, shared: &Caches<P>, object: *mut u8, outcome: Outcome) -> bool {
-        match outcome {
-            Outcome::Kept => {}
-            Outcome::Refused => return false,
-            Outcome::Taken => {
-                if let Some(round) = self.round_of(shared, object) {
-                    self.keep(shared, round);
-                }
-            }
-            Outcome::Untouched => match self.take_back(shared, object, USED) {
-                Ok(round) => self.keep(shared, round),
-                Err(_) => return false,
-            },
+    fn free_slowly(&self, shared: &Caches<P>, object: *mut u8) -> bool {
+        match self.take_back(shared, object, USED) {
+            Ok(round) => self.keep(shared, round),
+            Err(_) => return false,
         }
         true
     }

@@ -121,8 +121,9 @@ pub(crate) struct Geometry {
     pub(crate) align: usize,
     /// Page frames in a slab.
     pub(crate) frames: u32,
-    /// The smallest block that holds a slab.
+    /// The smallest block that holds a slab, and what an address in such a block has of it.
     size: Order,
+    block_mask: u32,
     /// The slab is aligned to this order.
     pub(crate) order: Order,
     pub(crate) slots: usize,
@@ -185,6 +186,7 @@ impl Geometry {
             align,
             frames,
             size,
+            block_mask: (size.bytes() - 1) as u32,
             order,
             slots,
             bands_a_slot,
@@ -201,10 +203,10 @@ impl Geometry {
         self.frames as usize * FRAME_SIZE
     }
 
-    /// Bytes of the block that holds a slab, and to which it is aligned.
+    /// How far into a slab an address is that is in one, if that is counted from the physical address 0.
     #[inline]
-    pub(crate) const fn block_bytes(&self) -> usize {
-        self.size.bytes()
+    pub(crate) const fn into_slab(&self, address: usize) -> usize {
+        address & self.block_mask as usize
     }
 
     /// Bytes of header and states.
@@ -226,11 +228,6 @@ impl Geometry {
     /// What the records of the slabs' frames say, for the cache with this number.
     pub(crate) const fn owner(&self, cache: u32) -> SlabOwner {
         SlabOwner::new(cache, self.size)
-    }
-
-    /// The same if a slab is one frame that has its header in it; else what no record says.
-    pub(crate) const fn near_owner(&self, cache: u32) -> SlabOwner {
-        if self.off_slab || self.frames > 1 { SlabOwner::NONE } else { self.owner(cache) }
     }
 
     /// The first frame of the slab that this cache has around `frame`.

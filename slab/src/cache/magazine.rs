@@ -2,7 +2,7 @@
 //!
 //! A round is a constructed, free object, and where the state of its slot is; an arena's is an integer in the shape of one.
 
-use crate::sync::{AtomicPtr, AtomicU8, AtomicU16, AtomicU32, Ordering::Relaxed};
+use crate::sync::{AtomicPtr, AtomicU8, AtomicU16, AtomicU32, Counter, Ordering::Relaxed};
 use core::cell::Cell;
 use core::ptr::NonNull;
 
@@ -244,13 +244,22 @@ pub(super) struct Loaded {
     /// Bytes of the rounds in the magazine; what it says itself is of no account here.
     fill: Cell<u32>,
     limit: AtomicU32,
+    /// Rounds that were taken out for somebody, and that somebody has freed.
+    pub(super) allocations: Counter,
+    pub(super) frees: Counter,
 }
 
 const ROUND: u32 = size_of::<Round>() as u32;
 
 impl Loaded {
     pub(super) const fn empty() -> Self {
-        Self { place: Place::empty(), fill: Cell::new(0), limit: AtomicU32::new(0) }
+        Self {
+            place: Place::empty(),
+            fill: Cell::new(0),
+            limit: AtomicU32::new(0),
+            allocations: Counter::new(0),
+            frees: Counter::new(0),
+        }
     }
 
     /// Takes the last round out, if there is one and `may` says so.
@@ -264,37 +273,31 @@ impl Loaded {
         let last = unsafe { self.round(fill).read() };
         may(last).then(|| {
             self.fill.set(fill);
+            self.count_allocation();
             last
         })
     }
 
-    /// Puts the round of `object` back that was taken out last, if it is that one and `may` says so.
-    #[inline]
-    pub(super) fn push_again(&self, object: *mut u8, may: impl FnOnce(Round) -> bool) -> bool {
-        let fill = self.fill.get();
-        if fill >= self.limit.load(Relaxed) {
-            return false;
-        }
-        // SAFETY: initialised (invariant 1).
-        let next = unsafe { self.round(fill).read() };
-        let pushed = core::ptr::eq(next.object, object) && may(next);
-        if pushed {
-            self.fill.set(fill + ROUND);
-        }
-        pushed
+    pub(super) fn count_allocation(&self) {
+        count(&self.allocations);
     }
 
-    /// Puts a round in, if there is room.
-    #[inline]
-    pub(super) fn push(&self, round: Round) -> bool {
-        let fill = self.fill.get();
-        let has_room = fill < self.limit.load(Relaxed);
-        if has_room {
-            // SAFETY: the magazine has room for more than `fill` (invariant 1).
-            unsafe { self.round(fill).write(round) };
-            self.fill.set(fill + ROUND);
+    pub(super) fn count_free(&self) {
+        count(&self.frees);
+    }
+
+    /// Puts a round in that nobody has freed, if there is room.
+    pub(super) fn stock(&self, round: Round) {
+        if let Some(next) = self.next() {
+            next.fill(round);
         }
-        has_room
+    }
+
+    /// Where the next round goes; `None` where there is no room.
+    #[inline]
+    pub(super) fn next(&self) -> Option<Next<'_>> {
+        let fill = self.fill.get();
+        (fill < self.limit.load(Relaxed)).then_some(Next { loaded: self })
     }
 
     /// Rounds for which there is room.
@@ -358,6 +361,59 @@ impl Loaded {
             result
         })
     }
+}
+
+/// Where the next round of a loaded magazine goes.
+///
+/// Invariant: the magazine has more room than `fill` bytes of rounds. Nothing is put in or taken out but by `self`.
+#[derive(Debug)]
+pub(super) struct Next<'a> {
+    loaded: &'a Loaded,
+}
+
+impl Next<'_> {
+    /// Puts the round back that was taken out last, if it is that of `object` and `may` says so.
+    #[inline]
+    pub(super) fn put_back(&self, object: *mut u8, may: impl FnOnce(Round) -> bool) -> bool {
+        // SAFETY: initialised (invariant 1 of `Loaded`).
+        let last = unsafe { self.round().read() };
+        let kept = core::ptr::eq(last.object, object) && may(last);
+        if kept {
+            self.advance();
+            self.loaded.count_free();
+        }
+        kept
+    }
+
+    /// Puts a round in that was freed.
+    #[inline]
+    pub(super) fn put(self, round: Round) {
+        self.loaded.count_free();
+        self.fill(round);
+    }
+
+    #[inline]
+    fn fill(self, round: Round) {
+        // SAFETY: the magazine has room for it there (the invariant).
+        unsafe { self.round().write(round) };
+        self.advance();
+    }
+
+    #[inline]
+    fn round(&self) -> *mut Round {
+        self.loaded.round(self.loaded.fill.get())
+    }
+
+    #[inline]
+    fn advance(&self) {
+        self.loaded.fill.set(self.loaded.fill.get() + ROUND);
+    }
+}
+
+/// Adds one to a counter that only this CPU writes.
+#[inline]
+fn count(counter: &Counter) {
+    counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
 }
 
 /// Magazines one behind the other.

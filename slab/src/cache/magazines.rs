@@ -30,7 +30,7 @@ mod upkeep;
 
 use core::fmt;
 
-use super::magazine::{List, Loaded, Magazine, Place, Round};
+use super::magazine::{List, Loaded, Magazine, Next, Place, Round};
 use super::shared::Caches;
 use super::sizing::{self, Kind};
 use crate::fault::Fault;
@@ -72,8 +72,6 @@ struct Shared<P> {
 pub(super) struct Cpu {
     loaded: Loaded,
     previous: Place,
-    allocations: Counter,
-    frees: Counter,
     /// Of the last call for memory that this CPU has followed: then it gave up its magazines.
     epoch: AtomicU32,
 }
@@ -140,7 +138,7 @@ impl<P: Platform> Magazines<P> {
         let cpu = self.here()?;
         let round = cpu.pop().or_else(|| self.exchange_for_full(cpu));
         if round.is_some() {
-            count(&cpu.allocations);
+            cpu.loaded.count_allocation();
         }
         round
     }
@@ -177,7 +175,7 @@ impl<P: Platform> Magazines<P> {
         let kept = self.here().map_or(0, |cpu| cpu.loaded.room().min(rounds.len()));
         let (kept, left) = rounds.split_at(kept);
         if let Some(cpu) = self.here() {
-            kept.iter().rev().for_each(|&round| _ = cpu.loaded.push(round));
+            kept.iter().rev().for_each(|&round| cpu.loaded.stock(round));
         }
         left
     }
@@ -188,7 +186,7 @@ impl<P: Platform> Magazines<P> {
     pub(crate) fn put(&self, shared: &Caches<P>, round: Round, flush: impl Fn(&[Round])) -> Result<(), Round> {
         let pushed = {
             let _interrupts = Interrupts::<P>::disable();
-            self.here().is_some_and(|cpu| cpu.push(round))
+            self.here().is_some_and(|cpu| cpu.loaded.next().map(|next| next.put(round)).is_some())
         };
         if pushed { Ok(()) } else { self.put_slow(shared, round, &flush) }
     }
@@ -262,7 +260,7 @@ impl<P: Platform> Magazines<P> {
             pushed = push();
         }
         if pushed {
-            count(&cpu.frees);
+            cpu.loaded.count_free();
             return Put::Done;
         }
         // Each of the two magazines is full, or there is none.
@@ -291,7 +289,7 @@ impl<P: Platform> Magazines<P> {
         let pushed = empty.push(round);
         debug_assert!(pushed, "an empty magazine has room");
         cpu.loaded.put(Some(empty));
-        count(&cpu.frees);
+        cpu.loaded.count_free();
         Put::Done
     }
 
@@ -343,13 +341,8 @@ impl<P: Platform> Magazines<P> {
         let Some(memory) = shared.allocate_metadata(P::CPUS * size_of::<Cpu>()) else { return };
         let cpus = memory.cast::<Cpu>().as_ptr();
         for index in 0..P::CPUS {
-            let cpu = Cpu {
-                loaded: Loaded::empty(),
-                previous: Place::empty(),
-                allocations: Counter::new(0),
-                frees: Counter::new(0),
-                epoch: AtomicU32::new(shared.reap_epoch()),
-            };
+            let cpu =
+                Cpu { loaded: Loaded::empty(), previous: Place::empty(), epoch: AtomicU32::new(shared.reap_epoch()) };
             // SAFETY: the memory is ours, for so many; metadata blocks are aligned to their size.
             unsafe { cpus.add(index).write(cpu) };
         }
@@ -364,6 +357,21 @@ impl<P: Platform> Magazines<P> {
     #[inline]
     pub(super) fn here(&self) -> Option<&Cpu> {
         self.cpu(P::current_cpu())
+    }
+
+    /// The last round of this CPU's loaded magazine, if there is one and `may` says so. Interrupts are off.
+    #[inline]
+    pub(super) fn pop_here(&self, may: impl FnOnce(Round) -> bool) -> Option<Round> {
+        self.here()?.loaded.pop_if(may)
+    }
+
+    /// Where this CPU's next round goes, if there is room; as long as interrupts are off.
+    ///
+    /// What is allocated last is often freed first. Then its round is there still, and spares the free to find out about the
+    /// object.
+    #[inline]
+    pub(super) fn next_here(&self) -> Option<Next<'_>> {
+        self.here()?.loaded.next()
     }
 
     #[inline]
@@ -419,38 +427,6 @@ impl Cpu {
         self.loaded.with(Magazine::pop).flatten()
     }
 
-    /// The last round of the loaded magazine, if there is one and `may` says so.
-    #[inline]
-    pub(super) fn pop_if(&self, may: impl FnOnce(Round) -> bool) -> Option<Round> {
-        let popped = self.loaded.pop_if(may);
-        if popped.is_some() {
-            count(&self.allocations);
-        }
-        popped
-    }
-
-    /// Keeps a round, if the loaded magazine has room for it.
-    #[inline]
-    pub(super) fn push(&self, round: Round) -> bool {
-        let pushed = self.loaded.push(round);
-        if pushed {
-            count(&self.frees);
-        }
-        pushed
-    }
-
-    /// Keeps the round of `object` again, if it is the one that was taken last, and `may` says so.
-    ///
-    /// What is allocated last is often freed first, and then this spares the free to find out about the object.
-    #[inline]
-    pub(super) fn push_again(&self, object: *mut u8, may: impl FnOnce(Round) -> bool) -> bool {
-        let pushed = self.loaded.push_again(object, may);
-        if pushed {
-            count(&self.frees);
-        }
-        pushed
-    }
-
     fn swap(&self) {
         let loaded = self.loaded.take();
         self.loaded.put(self.previous.take());
@@ -460,12 +436,6 @@ impl Cpu {
     fn take_both(&self) -> [Option<Magazine>; 2] {
         [self.loaded.take(), self.previous.take()]
     }
-}
-
-/// Adds one to a counter that only this CPU writes.
-#[inline]
-fn count(counter: &Counter) {
-    counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
 }
 
 impl<P> fmt::Debug for Magazines<P> {

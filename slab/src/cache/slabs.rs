@@ -66,8 +66,6 @@ pub(crate) struct Slabs<P> {
     pub(crate) id: u32,
     /// What the records of its frames say.
     owner: SlabOwner,
-    /// The same where a slab is one frame with its header in it; else what no record says.
-    near: SlabOwner,
     pub(crate) lifecycle: Option<Lifecycle>,
     state: OwnLines<IrqLock<P, State>>,
     /// Slabs with objects that were freed in an NMI.
@@ -125,7 +123,6 @@ impl<P> Slabs<P> {
             geometry,
             id,
             owner: geometry.owner(id),
-            near: geometry.near_owner(id),
             lifecycle,
             state,
             deferred: Deferred::new(),
@@ -141,7 +138,6 @@ impl<P: Platform> Slabs<P> {
     pub(super) const fn set_id(&mut self, id: u32) {
         self.id = id;
         self.owner = self.geometry.owner(id);
-        self.near = self.geometry.near_owner(id);
     }
 
     /// An object out of its slab, and whether it is constructed. Its slot is [`CACHED`] then.
@@ -378,13 +374,11 @@ impl<P: Platform> Slabs<P> {
         } else {
             self.header(frames, first, start)
         };
-        let header_frame = frames.frame_of(header)?;
-        let offset = header.addr() - frames.pointer(header_frame).addr();
         let colour = self.next_colour();
         // SAFETY: the frames are new and as many as that, and so is the header: at the end of the slab, which keeps room
         // for it, or metadata of that size.
         unsafe { Slab::create(start, header, &self.geometry, colour) };
-        frames.make_slab(first, self.geometry.frames, self.id, (header_frame, offset as u32));
+        frames.make_slab(first, self.geometry.frames, self.id, header);
         Some(first)
     }
 

@@ -191,7 +191,7 @@ impl<P: Platform> Frames<P> {
     fn defer(&self, frame: Frame, count: u32) {
         if let Some(record) = self.records.get(frame) {
             record.set_owner(Owner::Deferred(count));
-            self.deferred.push(frame, record.run_link());
+            self.deferred.push(frame, record.link());
         }
     }
 
@@ -208,7 +208,7 @@ impl<P: Platform> Frames<P> {
         while let Some((frame, record)) = next.and_then(|frame| Some((frame, self.records.get(frame)?)))
             && let Owner::Deferred(count) = record.owner()
         {
-            next = unlink(record.run_link());
+            next = unlink(record.link());
             record.set_owner(Owner::Inner);
             self.zones.release(&self.records, frame..frame.offset(count));
             frames += count as usize;
@@ -311,24 +311,24 @@ impl<P: Platform> Frames<P> {
     }
 
     /// Makes `count` frames from `first` on, a run that the caller has allocated, a slab of `cache`, a number below
-    /// 2^24. `header` says where the slab's header is: a frame, and an offset in bytes.
-    pub(crate) fn make_slab(&self, first: Frame, count: u32, cache: u32, header: (Frame, u32)) {
-        if let Some(record) = self.records.get(first) {
-            record.set_header(header);
-        }
-        let order = Order::containing(count).unwrap_or(Order::MAX);
-        self.records.set_all(first..first.offset(count), Owner::Slab { order, cache });
+    /// 2^24, with its header at `header`.
+    pub(crate) fn make_slab(&self, first: Frame, count: u32, cache: u32, header: *mut u8) {
+        let owner = Owner::Slab { order: Order::containing(count).unwrap_or(Order::MAX), cache };
+        let header = header.addr().wrapping_sub(self.pointer(Frame::default()).addr());
+        let rows = self.records.rows(first..first.offset(count));
+        rows.for_each(|(_, row)| row.iter().for_each(|record| record.set_slab(owner, header)));
     }
 
     /// Where the header of the slab is that starts at `first`.
     #[inline]
-    pub(crate) fn slab_header(&self, first: Frame) -> (Frame, u32) {
-        self.records.get(first).map_or((first, 0), |record| record.header())
+    pub(crate) fn slab_header(&self, first: Frame) -> *mut u8 {
+        let header = self.records.get(first).map_or(0, |record| record.header());
+        self.pointer(Frame::default()).wrapping_add(header)
     }
 
     /// The link of the slab that starts at `first`.
     pub(crate) fn slab_link(&self, first: Frame) -> Option<&AtomicU32> {
-        self.records.get(first).map(|record| record.slab_link())
+        self.records.get(first).map(|record| record.link())
     }
 
     /// Frees the run of a slab, which nobody uses any more.

@@ -144,21 +144,16 @@ impl<P> Frames<P> {
         self.records.get(frame).is_some_and(|record| record.is_of(owner))
     }
 
-    /// Where in the largest range of memory `pointer` points to, if a slab of `owner` is there, and where that range is: in
-    /// the fewest steps. What is in another range is not found.
+    /// The physical address that `pointer` points to, if a slab of `owner` is there, and where the slab's header is: in the
+    /// fewest steps. What is not in the largest range of memory is not found.
     #[inline]
-    pub(crate) fn offset_in_slab(&self, pointer: *const u8, owner: SlabOwner) -> Option<(usize, *mut u8)> {
-        self.records.direct(pointer, |record| record.is_of(owner))
-    }
-
-    /// How many bytes `pointer` points into the block of `bytes` (a power of two) that it is in, if a slab of `owner` is
-    /// there, and where its header is, if not in it: as [`offset_in_slab`](Self::offset_in_slab).
-    #[inline]
-    pub(crate) fn slab_around(&self, pointer: *const u8, owner: SlabOwner, bytes: usize) -> Option<(usize, *mut u8)> {
+    pub(crate) fn slab_around(&self, pointer: *const u8, owner: SlabOwner) -> Option<(usize, *mut u8)> {
+        let header = self.records.direct(pointer, |record| {
+            let header = record.header();
+            record.is_of(owner).then_some(header)
+        })?;
         let base = self.base.load(Relaxed);
-        let into = pointer.addr().wrapping_sub(base.addr()) & (bytes - 1);
-        let (frame, offset) = self.records.direct_before(pointer, into, |record| record.is_of(owner))?.header();
-        Some((into, base.wrapping_add(frame.address() as usize + offset as usize)))
+        Some((pointer.addr().wrapping_sub(base.addr()), base.wrapping_add(header)))
     }
 
     /// Why a free of `pointer` is wrong, where no allocation starts there.

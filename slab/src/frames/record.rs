@@ -12,7 +12,8 @@
 
 #![forbid(unsafe_code)]
 
-use crate::sync::{AtomicU32, Ordering::Relaxed};
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::{AtomicU32, AtomicU64};
 
 use super::deferred::NOT_LISTED;
 use super::{Frame, Order};
@@ -48,13 +49,12 @@ pub(crate) enum Owner {
 pub(crate) struct Record {
     /// See [`Owner::word`].
     owner: AtomicU32,
-    /// Slab's first frame: its link in a list of slabs with objects that were freed in an NMI.
-    slab_link: AtomicU32,
-    /// Free: the next free block of the order. Freed in an NMI: the link in the list of those. Slab's first frame: the
-    /// frame of its header.
-    a: AtomicU32,
-    /// Free: the previous free block of the order. Slab's first frame: where in that frame the header is, in bytes.
-    b: AtomicU32,
+    /// Freed in an NMI: the link in the list of such runs. Slab's first frame: that in the list of slabs with objects that
+    /// were freed in one.
+    link: AtomicU32,
+    /// Free: the next free block of the order, and in the upper half the previous one. Slab: where its header is, in bytes
+    /// from the physical address 0.
+    place: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Record>() == 16);
@@ -78,9 +78,6 @@ const IS_LOOSE: u32 = 1;
 pub(crate) struct SlabOwner(u32);
 
 impl SlabOwner {
-    /// No frame's record says so.
-    pub(crate) const NONE: Self = Self(u32::MAX);
-
     /// For slabs of so many frames.
     pub(crate) const fn new(cache: u32, order: Order) -> Self {
         Self(Owner::Slab { order, cache }.word())
@@ -143,12 +140,7 @@ impl Record {
     }
 
     const fn new(owner: Owner) -> Self {
-        Self {
-            owner: AtomicU32::new(owner.word()),
-            slab_link: AtomicU32::new(0),
-            a: AtomicU32::new(0),
-            b: AtomicU32::new(0),
-        }
+        Self { owner: AtomicU32::new(owner.word()), link: AtomicU32::new(NOT_LISTED), place: AtomicU64::new(0) }
     }
 
     #[inline]
@@ -181,43 +173,45 @@ impl Record {
         count <= Owner::MOST && self.owner.compare_exchange(from, to.word(), Relaxed, Relaxed).is_ok()
     }
 
-    /// Makes it that of a slab's first frame; the owner is still to be set.
-    pub(crate) fn set_header(&self, (frame, offset): (Frame, u32)) {
-        self.slab_link.store(NOT_LISTED, Relaxed);
-        self.a.store(frame.number(), Relaxed);
-        self.b.store(offset, Relaxed);
+    /// Makes it that of a frame of a slab whose header is there.
+    pub(crate) fn set_slab(&self, owner: Owner, header: usize) {
+        self.link.store(NOT_LISTED, Relaxed);
+        self.place.store(header as u64, Relaxed);
+        self.owner.store(owner.word(), Release);
     }
 
-    /// Of a slab's first frame: where its header is.
+    /// Where the header of the slab is; meaningless unless the frame is part of one, which is to be asked *afterwards*: what
+    /// is read before that is of the slab then, also where the slab was made just now.
     #[inline]
-    pub(crate) fn header(&self) -> (Frame, u32) {
-        (Frame::new(self.a.load(Relaxed)), self.b.load(Relaxed))
+    pub(crate) fn header(&self) -> usize {
+        self.place.load(Acquire) as usize
     }
 
-    /// The link of a slab with objects that were freed in an NMI.
-    pub(crate) fn slab_link(&self) -> &AtomicU32 {
-        &self.slab_link
-    }
-
-    /// The link of a run that was freed in an NMI.
-    pub(crate) fn run_link(&self) -> &AtomicU32 {
-        &self.a
+    /// The link in a list of what was freed in an NMI.
+    pub(crate) fn link(&self) -> &AtomicU32 {
+        &self.link
     }
 
     /// The neighbours of a free block in its list.
     pub(crate) fn next(&self) -> Option<Frame> {
-        Frame::some(self.a.load(Relaxed))
+        Frame::some(self.place.load(Relaxed) as u32)
     }
 
     pub(crate) fn previous(&self) -> Option<Frame> {
-        Frame::some(self.b.load(Relaxed))
+        Frame::some((self.place.load(Relaxed) >> u32::BITS) as u32)
     }
 
     pub(crate) fn set_next(&self, frame: Option<Frame>) {
-        self.a.store(frame.map_or(Frame::NONE, Frame::number), Relaxed);
+        self.set_neighbours(frame, self.previous());
     }
 
     pub(crate) fn set_previous(&self, frame: Option<Frame>) {
-        self.b.store(frame.map_or(Frame::NONE, Frame::number), Relaxed);
+        self.set_neighbours(self.next(), frame);
+    }
+
+    /// Both; the holder of the zone's lock alone writes them.
+    fn set_neighbours(&self, next: Option<Frame>, previous: Option<Frame>) {
+        let number = |frame: Option<Frame>| u64::from(frame.map_or(Frame::NONE, Frame::number));
+        self.place.store(number(previous) << u32::BITS | number(next), Relaxed);
     }
 }

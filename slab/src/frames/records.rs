@@ -148,29 +148,17 @@ impl Records {
         self.planned.load(Acquire) == 0
     }
 
-    /// Where `pointer` points to, counted from the first frame of the high part of the direct table, if the record is there
-    /// and `is_right`. And where that frame is.
+    /// What `look` says of the record of the frame that `pointer` points into, if that is in the high part of the direct
+    /// table: in the fewest steps.
     #[inline]
-    pub(crate) fn direct(&self, pointer: *const u8, is_right: impl Fn(&Record) -> bool) -> Option<(usize, *mut u8)> {
+    pub(crate) fn direct<T>(&self, pointer: *const u8, look: impl FnOnce(&Record) -> Option<T>) -> Option<T> {
         let (bytes, start) = (self.bytes.load(Acquire), self.start.load(Relaxed));
         let offset = pointer.addr().wrapping_sub(start.addr());
+        if offset >= bytes {
+            return None;
+        }
         // SAFETY: each frame of so many bytes has a record in the high part (invariants 1 and 2).
-        let there = offset < bytes && is_right(unsafe { &*self.high.load(Relaxed).add(offset / FRAME_SIZE) });
-        there.then_some((offset, start))
-    }
-
-    /// The record of the frame that is `into` bytes before where `pointer` points to, and the whole frames of that: as
-    /// [`direct`](Self::direct).
-    #[inline]
-    pub(crate) fn direct_before(
-        &self,
-        pointer: *const u8,
-        into: usize,
-        is_right: impl Fn(&Record) -> bool,
-    ) -> Option<&Record> {
-        let (offset, _) = self.direct(pointer, is_right)?;
-        // SAFETY: as there, and no frame is before the first.
-        Some(unsafe { &*self.high.load(Relaxed).add(offset.checked_sub(into)? / FRAME_SIZE) })
+        look(unsafe { &*self.high.load(Relaxed).add(offset / FRAME_SIZE) })
     }
 
     /// The record of `frame`; `None` where nothing near it was ever managed.

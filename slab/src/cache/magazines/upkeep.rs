@@ -110,8 +110,8 @@ impl<P: Platform> Magazines<P> {
             ..Numbers::default()
         };
         for cpu in (0..P::CPUS).filter_map(|number| self.cpu(number)) {
-            numbers.allocations = numbers.allocations.wrapping_add(cpu.allocations.load(Relaxed));
-            numbers.frees = numbers.frees.wrapping_add(cpu.frees.load(Relaxed));
+            numbers.allocations = numbers.allocations.wrapping_add(cpu.loaded.allocations.load(Relaxed));
+            numbers.frees = numbers.frees.wrapping_add(cpu.loaded.frees.load(Relaxed));
         }
         if let Some(depot) = self.shared.depot.lock_to_report() {
             (numbers.full, numbers.empty) = (depot.full.len(), depot.empty.len());

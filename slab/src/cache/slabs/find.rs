@@ -5,7 +5,6 @@ use crate::cache::magazine::Round;
 use crate::cache::slab::{Slab, change};
 use crate::fault::Fault;
 use crate::frames::{Frame, Frames};
-use crate::memory::FRAME_SIZE;
 use crate::platform::Platform;
 use crate::sync::AtomicU8;
 
@@ -42,22 +41,12 @@ impl<P: Platform> Slabs<P> {
         unsafe { Slab::state_at(header, &self.geometry, object.addr().wrapping_sub(start.addr())) }
     }
 
-    /// The same in few steps; `None` also where only [`state`](Self::state) can say.
+    /// The same in the fewest steps; `None` also where only [`state`](Self::state) can say.
     #[inline]
-    pub(crate) fn state_far(&self, frames: &Frames<P>, object: *const u8) -> Option<&AtomicU8> {
-        let (into, header) = frames.slab_around(object, self.owner, self.geometry.block_bytes())?;
+    pub(crate) fn state_at_hand(&self, frames: &Frames<P>, object: *const u8) -> Option<&AtomicU8> {
+        let (address, header) = frames.slab_around(object, self.owner)?;
         // SAFETY: the record says that it is a slab of this cache, which has written down where its header is.
-        unsafe { Slab::state_at(header, &self.geometry, into) }
-    }
-
-    /// The same in the fewest steps, where a slab is one frame with its header in it.
-    #[inline]
-    pub(crate) fn state_near(&self, frames: &Frames<P>, object: *const u8) -> Option<&AtomicU8> {
-        let (offset, memory) = frames.offset_in_slab(object, self.near)?;
-        let start = offset & !(FRAME_SIZE - 1);
-        let header = memory.wrapping_add(start + self.geometry.header_offset);
-        // SAFETY: the record says that it is a slab of this cache, one frame with its header in it.
-        unsafe { Slab::state_at(header, &self.geometry, offset - start) }
+        unsafe { Slab::state_at(header, &self.geometry, self.geometry.into_slab(address)) }
     }
 
     /// Changes the state of the slot of a round, which is in a magazine or was taken out of it, if it is `from`. Interrupts
@@ -99,7 +88,6 @@ impl<P: Platform> Slabs<P> {
         if !self.geometry.off_slab {
             return start.wrapping_add(self.geometry.header_offset);
         }
-        let (frame, offset) = frames.slab_header(first);
-        frames.pointer(frame).wrapping_add(offset as usize)
+        frames.slab_header(first)
     }
 }
