@@ -42,6 +42,7 @@ impl<P> Core<P> {
 impl<P: Platform> Core<P> {
     pub(super) fn set_checks(&self, checks: Checks) {
         self.checks.store(checks.bits(), Relaxed);
+        self.magazines.bypass(!checks.is_empty());
     }
 
     /// An object with this cache's checks.

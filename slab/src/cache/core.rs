@@ -158,7 +158,7 @@ impl<P: Platform> Core<P> {
     /// An object that this CPU has at hand, where there is nothing to do but to hand it out.
     #[inline]
     pub(crate) fn allocate_at_hand(&self, shared: &Caches<P>) -> Option<NonNull<u8>> {
-        if !self.checks().is_empty() || self.injection.is_armed() {
+        if self.injection.is_armed() {
             return None;
         }
         let mark = |round| self.slabs.change(shared.frames(), round, CACHED, USED);

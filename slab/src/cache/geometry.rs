@@ -121,9 +121,8 @@ pub(crate) struct Geometry {
     pub(crate) align: usize,
     /// Page frames in a slab.
     pub(crate) frames: u32,
-    /// The smallest block that holds a slab, and what an address in such a block has of it.
+    /// The smallest block that holds a slab.
     size: Order,
-    block_mask: u32,
     /// The slab is aligned to this order.
     pub(crate) order: Order,
     pub(crate) slots: usize,
@@ -132,11 +131,43 @@ pub(crate) struct Geometry {
     /// How many different starts the first slot may have, `align` apart.
     pub(crate) colours: u32,
     pub(crate) off_slab: bool,
-    /// 2^64 / `stride`, rounded up. An offset times this has the quotient in its upper half, and a lower half below this
-    /// where nothing is left over (Lemire, Kaser & Kurz 2019, "Faster remainder by direct computation").
-    reciprocal: u64,
+    pub(crate) finder: SlotFinder,
     /// Where in a slab its header is, if it is there.
     pub(crate) header_offset: usize,
+}
+
+/// What finds a slot: in one cache line, for the sake of frees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(align(32))]
+pub(crate) struct SlotFinder {
+    /// 2^64 / stride, rounded up. An offset times this has the quotient in its upper half, and a lower half below this
+    /// where nothing is left over (Lemire, Kaser & Kurz 2019, "Faster remainder by direct computation").
+    reciprocal: u64,
+    count: u32,
+    /// What the records of the slabs' frames say.
+    pub(crate) owner: SlabOwner,
+    /// Of an address in a slab's block, what is counted from the block's start.
+    block_mask: u32,
+}
+
+const _: () = assert!(size_of::<SlotFinder>() == 32);
+
+impl SlotFinder {
+    /// The slot that starts `offset` bytes after the first, which is at most 4 MiB before or after it; `None` where none
+    /// does.
+    #[inline]
+    pub(crate) fn at(&self, offset: usize) -> Option<usize> {
+        // Below 0 it becomes nearly 2^32, and leads to no slot.
+        let product = u128::from(offset as u32) * u128::from(self.reciprocal);
+        let slot = (product >> 64) as u32;
+        ((product as u64) < self.reciprocal && slot < self.count).then_some(slot as usize)
+    }
+
+    /// How far into a slab an address is that is in one, if that is counted from the physical address 0.
+    #[inline]
+    pub(crate) const fn into_slab(&self, address: usize) -> usize {
+        address & self.block_mask as usize
+    }
 }
 
 impl Geometry {
@@ -178,23 +209,16 @@ impl Geometry {
         let header = if off_slab { 0 } else { header_bytes(slots) };
         let header_offset = frames as usize * FRAME_SIZE - header;
         let room = header_offset - slots * stride;
-        let reciprocal = u64::MAX / stride as u64 + 1;
+        let block_mask = (size.bytes() - 1) as u32;
+        let finder = SlotFinder {
+            reciprocal: u64::MAX / stride as u64 + 1,
+            count: slots as u32,
+            owner: SlabOwner::NONE,
+            block_mask,
+        };
         let colours = (room / align) as u32 + 1;
         let bands_a_slot = (BANDS << 32) / slots;
-        Some(Self {
-            stride,
-            align,
-            frames,
-            size,
-            block_mask: (size.bytes() - 1) as u32,
-            order,
-            slots,
-            bands_a_slot,
-            colours,
-            off_slab,
-            reciprocal,
-            header_offset,
-        })
+        Some(Self { stride, align, frames, size, order, slots, bands_a_slot, colours, off_slab, finder, header_offset })
     }
 
     /// Bytes in a slab.
@@ -203,31 +227,16 @@ impl Geometry {
         self.frames as usize * FRAME_SIZE
     }
 
-    /// How far into a slab an address is that is in one, if that is counted from the physical address 0.
-    #[inline]
-    pub(crate) const fn into_slab(&self, address: usize) -> usize {
-        address & self.block_mask as usize
-    }
-
     /// Bytes of header and states.
     #[inline]
     pub(crate) const fn header_bytes(&self) -> usize {
         header_bytes(self.slots)
     }
 
-    /// The slot that starts `offset` bytes after the first, which is at most 4 MiB before or after it; `None` where none
-    /// does.
-    #[inline]
-    pub(crate) fn slot_at(&self, offset: usize) -> Option<usize> {
-        // Below 0 it becomes nearly 2^32, and leads to no slot.
-        let product = u128::from(offset as u32) * u128::from(self.reciprocal);
-        let slot = (product >> 64) as usize;
-        ((product as u64) < self.reciprocal && slot < self.slots).then_some(slot)
-    }
-
-    /// What the records of the slabs' frames say, for the cache with this number.
-    pub(crate) const fn owner(&self, cache: u32) -> SlabOwner {
-        SlabOwner::new(cache, self.size)
+    /// The same for the cache with this number.
+    pub(crate) const fn for_cache(mut self, cache: u32) -> Self {
+        self.finder.owner = SlabOwner::new(cache, self.size);
+        self
     }
 
     /// The first frame of the slab that this cache has around `frame`.

@@ -37,7 +37,7 @@ use crate::fault::Fault;
 use crate::lock::{Interrupts, IrqGuard, IrqLock, Level, OwnLines};
 use crate::platform::{Platform, in_nmi};
 use crate::sync::Ordering::Relaxed;
-use crate::sync::{AtomicPtr, AtomicU8, AtomicU32, Counter, Ordering};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Counter, Ordering};
 
 /// How often a free goes around before it leaves the round to the layer below.
 const ATTEMPTS: usize = 3;
@@ -46,6 +46,8 @@ const ATTEMPTS: usize = 3;
 pub(crate) struct Magazines<P> {
     /// `P::CPUS` of them; null until the first free that finds memory for them.
     cpus: AtomicPtr<Cpu>,
+    /// What is allocated needs more than a round.
+    bypassed: AtomicBool,
     shared: OwnLines<Shared<P>>,
     /// The kind that is made now.
     kind: AtomicU8,
@@ -117,6 +119,7 @@ impl<P> Magazines<P> {
         let depot = Depot { full: List::new(), empty: List::new(), given: 0 };
         Self {
             cpus: AtomicPtr::new(core::ptr::null_mut()),
+            bypassed: AtomicBool::new(false),
             shared: OwnLines(Shared { depot: IrqLock::ordered(Level::Depot, depot), contention: AtomicU32::new(0) }),
             kind: AtomicU8::new(first),
             largest,
@@ -359,9 +362,17 @@ impl<P: Platform> Magazines<P> {
         self.cpu(P::current_cpu())
     }
 
+    /// Whether [`pop_here`](Self::pop_here) is to find nothing.
+    pub(super) fn bypass(&self, bypass: bool) {
+        self.bypassed.store(bypass, Relaxed);
+    }
+
     /// The last round of this CPU's loaded magazine, if there is one and `may` says so. Interrupts are off.
     #[inline]
     pub(super) fn pop_here(&self, may: impl FnOnce(Round) -> bool) -> Option<Round> {
+        if self.bypassed.load(Relaxed) {
+            return None;
+        }
         self.here()?.loaded.pop_if(may)
     }
 

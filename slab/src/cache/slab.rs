@@ -24,7 +24,7 @@
 
 use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use super::geometry::Geometry;
+use super::geometry::{Geometry, SlotFinder};
 use super::magazine::Round;
 use crate::frames::Frame;
 
@@ -39,7 +39,7 @@ pub(crate) const AUDITED: u8 = 6;
 pub(crate) const USED: u8 = 7;
 pub(crate) const LENT: u8 = 8;
 
-/// Slots that a bit of the summary stands for.
+/// SlotFinder that a bit of the summary stands for.
 const GROUP: usize = 8;
 
 /// The two lists that a slab is in: that of slabs about as full, or a home, and that of all.
@@ -58,15 +58,15 @@ struct Links {
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Header {
+    /// A bit is set where one of these eight slots is free.
+    summary: AtomicU64,
     links: [Links; 2],
-    /// Bytes from the start of the slab to its first slot.
-    colour: AtomicU32,
-    /// Slots that are not free.
+    /// SlotFinder that are not free.
     used: AtomicU16,
     /// Which of the lists other than that of all it is in.
     list: AtomicU16,
-    /// A bit is set where one of these eight slots is free.
-    summary: AtomicU64,
+    /// Bytes from the start of the slab to its first slot. Frees look at it, and so it is beside the states.
+    colour: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Header>() == 32);
@@ -140,10 +140,10 @@ impl<'a> Slab<'a> {
     ///
     /// As [`at`](Self::at), of the slab with this header.
     #[inline]
-    pub(crate) unsafe fn state_at(header: *mut u8, geometry: &Geometry, offset: usize) -> Option<&'a AtomicU8> {
+    pub(crate) unsafe fn state_at(header: *mut u8, finder: &SlotFinder, offset: usize) -> Option<&'a AtomicU8> {
         // SAFETY: `create` has written it, and nobody makes an exclusive reference to it.
         let colour = unsafe { &*header.cast::<Header>() }.colour.load(Relaxed) as usize;
-        let slot = geometry.slot_at(offset.wrapping_sub(colour))?;
+        let slot = finder.at(offset.wrapping_sub(colour))?;
         // SAFETY: as above; there is a state for each slot.
         Some(unsafe { &*header.add(size_of::<Header>() + slot).cast() })
     }
@@ -214,7 +214,7 @@ impl<'a> Slab<'a> {
             && self.used() <= self.geometry.slots
     }
 
-    /// Slots that are not free.
+    /// SlotFinder that are not free.
     pub(super) fn used(self) -> usize {
         self.header.used.load(Relaxed) as usize
     }
@@ -228,7 +228,7 @@ impl<'a> Slab<'a> {
     /// The slot whose object starts at `object`.
     #[inline]
     pub(super) fn slot_of(self, object: *const u8) -> Option<usize> {
-        self.geometry.slot_at(object.addr().wrapping_sub(self.object(0).addr()))
+        self.geometry.finder.at(object.addr().wrapping_sub(self.object(0).addr()))
     }
 
     /// The object in a slot.

@@ -31,7 +31,7 @@ use super::shared::Caches;
 use super::slab::{AUDITED, BY_FULLNESS, CACHED, FREE, OF_ALL, Slab};
 use super::{AllocError, InitFailed};
 use crate::fault::Fault;
-use crate::frames::{Deferred, Frame, Frames, SlabOwner};
+use crate::frames::{Deferred, Frame, Frames};
 use crate::lock::{IrqLock, Level, OwnLines};
 use crate::platform::Platform;
 use crate::sync::Ordering::{Relaxed, Release};
@@ -64,8 +64,6 @@ pub(crate) struct Lifecycle {
 pub(crate) struct Slabs<P> {
     pub(crate) geometry: Geometry,
     pub(crate) id: u32,
-    /// What the records of its frames say.
-    owner: SlabOwner,
     pub(crate) lifecycle: Option<Lifecycle>,
     state: OwnLines<IrqLock<P, State>>,
     /// Slabs with objects that were freed in an NMI.
@@ -120,9 +118,8 @@ impl<P> Slabs<P> {
         };
         let state = OwnLines(IrqLock::ordered(Level::Slabs, state));
         Self {
-            geometry,
+            geometry: geometry.for_cache(id),
             id,
-            owner: geometry.owner(id),
             lifecycle,
             state,
             deferred: Deferred::new(),
@@ -137,7 +134,7 @@ impl<P: Platform> Slabs<P> {
     /// Changes the number of the cache, which has no slab yet.
     pub(super) const fn set_id(&mut self, id: u32) {
         self.id = id;
-        self.owner = self.geometry.owner(id);
+        self.geometry = self.geometry.for_cache(id);
     }
 
     /// An object out of its slab, and whether it is constructed. Its slot is [`CACHED`] then.
@@ -260,7 +257,7 @@ impl<P: Platform> Slabs<P> {
 
     /// The slab that starts at `first`, where one of this cache does.
     fn slab_if(&self, frames: &Frames<P>, first: Frame) -> Option<Slab<'_>> {
-        let is_first = frames.is_in_slab(first, self.owner) && self.geometry.first_of(first) == first;
+        let is_first = frames.is_in_slab(first, self.geometry.finder.owner) && self.geometry.first_of(first) == first;
         // SAFETY: the record says so, and the lock of the lists, in which it is, keeps it.
         is_first.then(|| unsafe { self.slab(frames, first) })
     }

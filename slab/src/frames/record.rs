@@ -74,10 +74,13 @@ const IS_METADATA: u32 = 1;
 const IS_LOOSE: u32 = 1;
 
 /// What the record of each frame of a cache's slabs says.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SlabOwner(u32);
 
 impl SlabOwner {
+    /// No frame's record says so.
+    pub(crate) const NONE: Self = Self(u32::MAX);
+
     /// For slabs of so many frames.
     pub(crate) const fn new(cache: u32, order: Order) -> Self {
         Self(Owner::Slab { order, cache }.word())

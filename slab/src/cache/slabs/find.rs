@@ -38,15 +38,16 @@ impl<P: Platform> Slabs<P> {
         let start = frames.pointer(first);
         let header = self.header(frames, first, start);
         // SAFETY: the record says that it is a slab of this cache.
-        unsafe { Slab::state_at(header, &self.geometry, object.addr().wrapping_sub(start.addr())) }
+        unsafe { Slab::state_at(header, &self.geometry.finder, object.addr().wrapping_sub(start.addr())) }
     }
 
     /// The same in the fewest steps; `None` also where only [`state`](Self::state) can say.
     #[inline]
     pub(crate) fn state_at_hand(&self, frames: &Frames<P>, object: *const u8) -> Option<&AtomicU8> {
-        let (address, header) = frames.slab_around(object, self.owner)?;
+        let finder = &self.geometry.finder;
+        let (address, header) = frames.slab_around(object, finder.owner)?;
         // SAFETY: the record says that it is a slab of this cache, which has written down where its header is.
-        unsafe { Slab::state_at(header, &self.geometry, self.geometry.into_slab(address)) }
+        unsafe { Slab::state_at(header, finder, finder.into_slab(address)) }
     }
 
     /// Changes the state of the slot of a round, which is in a magazine or was taken out of it, if it is `from`. Interrupts
@@ -68,7 +69,7 @@ impl<P: Platform> Slabs<P> {
     #[inline]
     pub(super) fn first_of(&self, frames: &Frames<P>, object: *const u8) -> Option<Frame> {
         let frame = frames.frame_of(object)?;
-        frames.is_in_slab(frame, self.owner).then(|| self.geometry.first_of(frame))
+        frames.is_in_slab(frame, self.geometry.finder.owner).then(|| self.geometry.first_of(frame))
     }
 
     /// The slab at `first`.

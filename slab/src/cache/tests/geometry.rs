@@ -29,9 +29,9 @@ fn check(size: usize, align: usize) {
     assert!(colour + geometry.slots * geometry.stride + header <= geometry.bytes(), "{geometry:?}");
     // The last object is found, and what is beside it is not.
     let last = (geometry.slots - 1) * geometry.stride;
-    assert_eq!(geometry.slot_at(last), Some(geometry.slots - 1));
-    assert_eq!((geometry.slot_at(last + 1), geometry.slot_at(last.wrapping_sub(1))), (None, None), "{geometry:?}");
-    assert_eq!(geometry.slot_at(last + geometry.stride), None);
+    assert_eq!(geometry.finder.at(last), Some(geometry.slots - 1));
+    assert_eq!((geometry.finder.at(last + 1), geometry.finder.at(last.wrapping_sub(1))), (None, None), "{geometry:?}");
+    assert_eq!(geometry.finder.at(last + geometry.stride), None);
 }
 
 #[test]
@@ -60,9 +60,13 @@ fn a_slot_is_found_at_its_start_and_nowhere_else() {
         let geometry = Geometry::new(layout(size, 8)).unwrap();
         for offset in (0..geometry.bytes()).step_by(if cfg!(miri) { 509 } else { 1 }) {
             let slot = (offset % geometry.stride == 0).then_some(offset / geometry.stride);
-            assert_eq!(geometry.slot_at(offset), slot.filter(|&slot| slot < geometry.slots), "{offset}: {geometry:?}");
+            assert_eq!(
+                geometry.finder.at(offset),
+                slot.filter(|&slot| slot < geometry.slots),
+                "{offset}: {geometry:?}"
+            );
         }
-        assert_eq!(geometry.slot_at(usize::MAX), None);
+        assert_eq!(geometry.finder.at(usize::MAX), None);
     }
 }
 
