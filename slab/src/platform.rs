@@ -105,16 +105,11 @@ unsafe impl Platform for X86_64 {
     fn disable_interrupts() -> bool {
         const INTERRUPT_FLAG: u64 = 1 << 9;
         let flags: u64;
-        // SAFETY: reads RFLAGS by way of the stack. Memory is not declared untouched, so that the compiler moves no access
-        // of the critical section over it.
-        unsafe { core::arch::asm!("pushfq", "pop {}", out(reg) flags) };
-        let were_enabled = flags & INTERRUPT_FLAG != 0;
-        if were_enabled {
-            // SAFETY: clears IF; ring 0 is what choosing this platform promises. An interrupt that came since the flag was
-            // read has returned, and left it set.
-            unsafe { core::arch::asm!("cli") };
-        }
-        were_enabled
+        // SAFETY: reads RFLAGS by way of the stack and clears IF; ring 0 is what choosing this platform promises. An interrupt
+        // that comes in between returns, and leaves it as it was. Memory is not declared untouched, so that the compiler
+        // moves no access of the critical section over it.
+        unsafe { core::arch::asm!("pushfq", "pop {}", "cli", out(reg) flags) };
+        flags & INTERRUPT_FLAG != 0
     }
 
     #[inline]

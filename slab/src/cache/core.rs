@@ -179,12 +179,14 @@ impl<P: Platform> Core<P> {
     /// Nobody uses the object any more.
     #[inline]
     pub(crate) unsafe fn free_at_hand(&self, shared: &Caches<P>, object: *mut u8) -> bool {
-        let freed = {
+        {
             // So that on this CPU nothing comes between.
             let _interrupts = Interrupts::<P>::disable();
-            self.free_here(shared, object)
-        };
-        freed || self.free_slowly(shared, object)
+            if self.free_here(shared, object) {
+                return true;
+            }
+        }
+        self.free_slowly(shared, object)
     }
 
     #[inline]

@@ -278,10 +278,12 @@ impl Loaded {
         })
     }
 
+    #[inline]
     pub(super) fn count_allocation(&self) {
         count(&self.allocations);
     }
 
+    #[inline]
     pub(super) fn count_free(&self) {
         count(&self.frees);
     }
