@@ -172,46 +172,29 @@ impl<P: Platform> Core<P> {
         Some(unsafe { NonNull::new_unchecked(round.object) })
     }
 
-    /// Frees an object in use, and says whether it was one. If not, nothing has changed.
+    /// Frees an object in use, where there is nothing to do but to keep it. `false`, and nothing done, where it is none, and
+    /// where more is to be done.
     ///
     /// # Safety
     ///
     /// Nobody uses the object any more.
     #[inline]
     pub(crate) unsafe fn free_at_hand(&self, shared: &Caches<P>, object: *mut u8) -> bool {
-        {
-            // So that on this CPU nothing comes between.
-            let _interrupts = Interrupts::<P>::disable();
-            if self.free_here(shared, object) {
-                return true;
-            }
-        }
-        self.free_slowly(shared, object)
-    }
-
-    #[inline]
-    fn free_here(&self, shared: &Caches<P>, object: *mut u8) -> bool {
+        // So that on this CPU nothing comes between.
+        let interrupts = Interrupts::<P>::disable();
         let Some(next) = self.magazines.next_here() else { return false };
-        next.put_back(object, |round| self.slabs.change(shared.frames(), round, USED, CACHED))
-            || self.free_to(shared, next, object)
+        if next.put_back(object, |round| self.slabs.change(shared.frames(), round, USED, CACHED)) {
+            return true;
+        }
+        self.free_to(shared, next, object, interrupts)
     }
 
-    /// Finds the slot of an object, and frees the object to where there is room. `false`, and nothing done, where it is not
-    /// in use, or more steps are needed. Not inlined: it calls nobody, and saves no register.
+    /// Finds the slot of an object, and frees the object to where there is room. Not inlined, since it calls nobody and saves
+    /// no register; and nothing is left to its caller, so that that need not save any either before it calls this.
     #[inline(never)]
-    fn free_to(&self, shared: &Caches<P>, next: Next<'_>, object: *mut u8) -> bool {
+    fn free_to(&self, shared: &Caches<P>, next: Next<'_>, object: *mut u8, _interrupts: Interrupts<P>) -> bool {
         let state = self.slabs.state_at_hand(shared.frames(), object).filter(|state| change(state, USED, CACHED));
         state.map(|state| next.put(Round { object, state })).is_some()
-    }
-
-    /// The same with interrupts as they were.
-    #[inline(never)]
-    fn free_slowly(&self, shared: &Caches<P>, object: *mut u8) -> bool {
-        match self.take_back(shared, object, USED) {
-            Ok(round) => self.keep(shared, round),
-            Err(_) => return false,
-        }
-        true
     }
 
     /// An object, constructed if the cache constructs. Its slot has the state `state` then.

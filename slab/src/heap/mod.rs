@@ -226,12 +226,16 @@ impl<P: Platform> Heap<P> {
         }
     }
 
-    /// Frees what may be no object of the class of `layout`.
+    /// Frees what may be no object of the class of `layout`, though most often it is, and a magazine is to be exchanged.
     #[cold]
     unsafe fn free_slowly(&self, block: *mut u8, layout: Layout, caller: Caller) {
         // SAFETY: passed on to the caller.
-        let freed = unsafe { self.try_free(block, layout, caller) };
-        freed.unwrap_or_else(|fault| self.caches.report(fault, block, caller));
+        let free = |cache: &Core<P>| unsafe { cache.free(&self.caches, block, USED) }.is_ok();
+        if !self.class_of(layout).is_some_and(free) {
+            // SAFETY: passed on to the caller.
+            let freed = unsafe { self.try_free(block, layout, caller) };
+            freed.unwrap_or_else(|fault| self.caches.report(fault, block, caller));
+        }
     }
 
     unsafe fn try_free(&self, block: *mut u8, layout: Layout, caller: Caller) -> Result<(), Fault> {
