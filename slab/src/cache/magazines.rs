@@ -146,6 +146,9 @@ impl<P: Platform> Magazines<P> {
     }
 
     fn exchange_for_full(&self, cpu: &Cpu) -> Option<Round> {
+        if cpu.loaded.swap_if(&cpu.previous, |previous| !previous.is_empty()) {
+            return cpu.pop();
+        }
         self.drop_unsound(cpu);
         cpu.loaded.reopen();
         if cpu.previous.with(Magazine::is_empty) == Some(false) {
@@ -159,9 +162,8 @@ impl<P: Platform> Magazines<P> {
         }
         drop(depot);
         cpu.previous.put(cpu.loaded.take());
-        let round = full.pop();
         cpu.loaded.put(Some(full));
-        round
+        cpu.pop()
     }
 
     /// Rounds that this CPU's loaded magazine has room for.
@@ -188,9 +190,17 @@ impl<P: Platform> Magazines<P> {
     pub(crate) fn put(&self, shared: &Caches<P>, round: Round, flush: impl Fn(&[Round])) -> Result<(), Round> {
         let pushed = {
             let _interrupts = Interrupts::<P>::disable();
-            self.here().is_some_and(|cpu| cpu.push(round))
+            self.here().is_some_and(|cpu| cpu.push(round) || Self::push_by_swap(shared, cpu, round))
         };
         if pushed { Ok(()) } else { self.put_slow(shared, round, &flush) }
+    }
+
+    /// Keeps a round where it is enough to swap the two magazines, and memory has not been called for.
+    fn push_by_swap(shared: &Caches<P>, cpu: &Cpu, round: Round) -> bool {
+        let swapped = cpu.loaded.is_full()
+            && cpu.epoch.load(Relaxed) == shared.reap_epoch()
+            && cpu.loaded.swap_if(&cpu.previous, Magazine::is_empty);
+        swapped && cpu.push(round)
     }
 
     #[cold]
