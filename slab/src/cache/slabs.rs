@@ -226,16 +226,11 @@ impl<P: Platform> Slabs<P> {
             && let Some(list) = state.choose(home, leave_homes)
             && let Some(first) = state.lists[list]
         {
-            let before = taken;
-            let slab = self.slab_if(frames, first).filter(|slab| slab.is_sound() && slab.list() == list);
-            while taken < most
-                && let Some((round, constructed)) = slab.and_then(|slab| slab.take(self.next_random()))
+            if let Some(slab) = self.slab_if(frames, first).filter(|slab| slab.is_sound() && slab.list() == list)
+                && let (count @ 1.., constructed) = slab.take(&mut rounds[taken..most], || self.next_random())
             {
-                (rounds[taken], last) = (round, constructed);
-                taken += 1;
-            }
-            if let Some(slab) = slab.filter(|_| taken > before) {
-                state.numbers.taken += taken - before;
+                (taken, last) = (taken + count, constructed);
+                state.numbers.taken += count;
                 self.place_at(state, frames, first, slab, home);
             } else {
                 // Where the rest of the list is, nobody can know any more.
