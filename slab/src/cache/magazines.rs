@@ -166,10 +166,30 @@ impl<P: Platform> Magazines<P> {
         cpu.pop()
     }
 
-    /// Rounds that this CPU's loaded magazine has room for.
-    pub(crate) fn room(&self) -> usize {
+    /// Rounds that this CPU's loaded magazine has room for. One that is empty, and of which larger ones are made by now, makes
+    /// place for such a one before: where the depot has nothing left, it would come back to it full, and stay.
+    pub(crate) fn make_room(&self, shared: &Caches<P>) -> usize {
+        let is_outgrown =
+            |magazine: &Magazine| magazine.is_empty() && magazine.is_smaller_than(self.kind()) && magazine.is_sound();
+        let (room, is_small) = self.on_loaded(|loaded| (loaded.room(), loaded.with(is_outgrown) == Some(true)));
+        let Some(mut other) = is_small.then(|| self.new_magazine(shared)).flatten() else { return room };
+        let room = self.on_loaded(|loaded| {
+            // It can be another CPU's by now.
+            if loaded.with(is_outgrown) == Some(true)
+                && let Some(small) = loaded.take()
+            {
+                loaded.put(Some(core::mem::replace(&mut other, small)));
+            }
+            loaded.room()
+        });
+        other.destroy(shared);
+        room
+    }
+
+    /// Calls `work` with the place of this CPU's loaded magazine, if it has one.
+    fn on_loaded<T: Default>(&self, work: impl FnOnce(&Loaded) -> T) -> T {
         let _interrupts = Interrupts::<P>::disable();
-        self.here().map_or(0, |cpu| cpu.loaded.room())
+        self.here().map_or_else(T::default, |cpu| work(&cpu.loaded))
     }
 
     /// Puts rounds that nobody has freed into this CPU's loaded magazine, the first to be taken first. Returns those for
