@@ -222,7 +222,8 @@ impl<P: Platform> Core<P> {
         self.magazines.report_damage(shared);
         let at_home = self.magazines.are_worthwhile(shared);
         // What need not be constructed half fills the magazine, too, so that frees have room.
-        let wanted = if at_home && self.slabs.lifecycle.is_none() { 1 + self.magazines.room() / 2 } else { 1 };
+        let wanted =
+            if at_home && self.slabs.lifecycle.is_none() { 1 + self.magazines.make_room(shared) / 2 } else { 1 };
         let mut rounds = [Round::NONE; REFILL];
         let rounds = &mut rounds[..wanted.min(REFILL)];
         let (taken, constructed) = self.slabs.take_some(shared, grow, at_home, rounds)?;

@@ -288,6 +288,12 @@ impl Loaded {
         count(&self.frees);
     }
 
+    /// Puts a round in that was freed, if there is room.
+    #[inline]
+    pub(super) fn free(&self, round: Round) -> bool {
+        self.next().map(|next| next.put(round)).is_some()
+    }
+
     /// Puts a round in that nobody has freed, if there is room.
     pub(super) fn stock(&self, round: Round) {
         if let Some(next) = self.next() {
@@ -305,6 +311,27 @@ impl Loaded {
     /// Rounds for which there is room.
     pub(super) fn room(&self) -> usize {
         (self.limit.load(Relaxed).saturating_sub(self.fill.get()) / ROUND) as usize
+    }
+
+    /// Whether it certainly has no room for a round.
+    pub(super) fn is_full(&self) -> bool {
+        let limit = self.limit.load(Relaxed);
+        limit != 0 && self.fill.get() >= limit
+    }
+
+    /// Swaps the magazine, which is full or empty, for that in `previous`, if there is one, it is as wanted and nothing has written
+    /// over either.
+    pub(super) fn swap_if(&self, previous: &Place, is_wanted: impl Fn(&Magazine) -> bool) -> bool {
+        let (Some(old), Some(new)) = (self.place.get(), previous.get()) else { return false };
+        old.body().rounds.store((self.fill.get() / ROUND) as u16, Relaxed);
+        let swaps = is_wanted(&new) && new.is_sound() && old.is_sound();
+        if swaps {
+            self.fill.set(new.len() as u32 * ROUND);
+            self.open(&new);
+            self.place.put(Some(new));
+            previous.put(Some(old));
+        }
+        swaps
     }
 
     #[inline]
@@ -333,11 +360,13 @@ impl Loaded {
     /// Makes good for [`recall`](Self::recall). What is recalled meanwhile is forgotten here, or recalled still.
     pub(super) fn reopen(&self) {
         if self.limit.load(Relaxed) == 0 {
-            self.with(|magazine| {
-                self.limit.store(magazine.capacity() as u32 * ROUND, Relaxed);
-                magazine.forget();
-            });
+            self.with(|magazine| self.open(magazine));
         }
+    }
+
+    fn open(&self, magazine: &Magazine) {
+        self.limit.store(magazine.capacity() as u32 * ROUND, Relaxed);
+        magazine.forget();
     }
 
     /// Takes the magazine out, if there is one.

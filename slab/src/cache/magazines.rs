@@ -147,6 +147,9 @@ impl<P: Platform> Magazines<P> {
     }
 
     fn exchange_for_full(&self, cpu: &Cpu) -> Option<Round> {
+        if cpu.loaded.swap_if(&cpu.previous, |previous| !previous.is_empty()) {
+            return cpu.pop();
+        }
         self.drop_unsound(cpu);
         cpu.loaded.reopen();
         if cpu.previous.with(Magazine::is_empty) == Some(false) {
@@ -160,15 +163,34 @@ impl<P: Platform> Magazines<P> {
         }
         drop(depot);
         cpu.previous.put(cpu.loaded.take());
-        let round = full.pop();
         cpu.loaded.put(Some(full));
-        round
+        cpu.pop()
     }
 
-    /// Rounds that this CPU's loaded magazine has room for.
-    pub(crate) fn room(&self) -> usize {
+    /// Rounds that this CPU's loaded magazine has room for. One that is empty, and of which larger ones are made by now, makes
+    /// place for such a one before: where the depot has nothing left, it would come back to it full, and stay.
+    pub(crate) fn make_room(&self, shared: &Caches<P>) -> usize {
+        let is_outgrown =
+            |magazine: &Magazine| magazine.is_empty() && magazine.is_smaller_than(self.kind()) && magazine.is_sound();
+        let (room, is_small) = self.on_loaded(|loaded| (loaded.room(), loaded.with(is_outgrown) == Some(true)));
+        let Some(mut other) = is_small.then(|| self.new_magazine(shared)).flatten() else { return room };
+        let room = self.on_loaded(|loaded| {
+            // It can be another CPU's by now.
+            if loaded.with(is_outgrown) == Some(true)
+                && let Some(small) = loaded.take()
+            {
+                loaded.put(Some(core::mem::replace(&mut other, small)));
+            }
+            loaded.room()
+        });
+        other.destroy(shared);
+        room
+    }
+
+    /// Calls `work` with the place of this CPU's loaded magazine, if it has one.
+    fn on_loaded<T: Default>(&self, work: impl FnOnce(&Loaded) -> T) -> T {
         let _interrupts = Interrupts::<P>::disable();
-        self.here().map_or(0, |cpu| cpu.loaded.room())
+        self.here().map_or_else(T::default, |cpu| work(&cpu.loaded))
     }
 
     /// Puts rounds that nobody has freed into this CPU's loaded magazine, the first to be taken first. Returns those for
@@ -189,9 +211,17 @@ impl<P: Platform> Magazines<P> {
     pub(crate) fn put(&self, shared: &Caches<P>, round: Round, flush: impl Fn(&[Round])) -> Result<(), Round> {
         let pushed = {
             let _interrupts = Interrupts::<P>::disable();
-            self.here().is_some_and(|cpu| cpu.loaded.next().map(|next| next.put(round)).is_some())
+            self.here().is_some_and(|cpu| cpu.loaded.free(round) || Self::push_by_swap(shared, cpu, round))
         };
         if pushed { Ok(()) } else { self.put_slow(shared, round, &flush) }
+    }
+
+    /// Keeps a round where it is enough to swap the two magazines, and memory has not been called for.
+    fn push_by_swap(shared: &Caches<P>, cpu: &Cpu, round: Round) -> bool {
+        let swapped = cpu.loaded.is_full()
+            && cpu.epoch.load(Relaxed) == shared.reap_epoch()
+            && cpu.loaded.swap_if(&cpu.previous, Magazine::is_empty);
+        swapped && cpu.loaded.free(round)
     }
 
     #[cold]

@@ -39,8 +39,10 @@ pub(crate) const AUDITED: u8 = 6;
 pub(crate) const USED: u8 = 7;
 pub(crate) const LENT: u8 = 8;
 
-/// SlotFinder that a bit of the summary stands for.
-const GROUP: usize = 8;
+/// A bit of the summary stands for a group of so many slots, to the base 2: one where there are bits for all, eight at most.
+const fn group_shift(slots: usize) -> u32 {
+    usize::BITS - (slots.saturating_sub(1) / u64::BITS as usize).leading_zeros()
+}
 
 /// The two lists that a slab is in: that of slabs about as full, or a home, and that of all.
 pub(super) const BY_FULLNESS: usize = 0;
@@ -58,10 +60,10 @@ struct Links {
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Header {
-    /// A bit is set where one of these eight slots is free.
+    /// A bit is set where a slot of its group is free.
     summary: AtomicU64,
     links: [Links; 2],
-    /// SlotFinder that are not free.
+    /// Slots that are not free.
     used: AtomicU16,
     /// Which of the lists other than that of all it is in.
     list: AtomicU16,
@@ -104,7 +106,7 @@ impl<'a> Slab<'a> {
     /// The frames at `start` are as many as `geometry` says, and there are `geometry.header_bytes()` bytes at `header`,
     /// aligned to 8. Both are the caller's alone.
     pub(crate) unsafe fn create(start: *mut u8, header: *mut u8, geometry: &'a Geometry, colour: u32) -> Self {
-        let groups = geometry.slots.div_ceil(GROUP);
+        let groups = geometry.slots.div_ceil(1 << group_shift(geometry.slots));
         let value = Header {
             links: [const { Links { next: AtomicU32::new(Frame::NONE), previous: AtomicU32::new(Frame::NONE) } }; 2],
             colour: AtomicU32::new(colour),
@@ -148,21 +150,30 @@ impl<'a> Slab<'a> {
         Some(unsafe { &*header.add(size_of::<Header>() + slot).cast() })
     }
 
-    /// Takes a free slot, and says whether its object is constructed. Which one, `random` says; 0 for the first.
-    pub(super) fn take(self, random: u32) -> Option<(Round, bool)> {
-        let summary = self.header.summary.load(Relaxed);
-        if summary == 0 {
-            return None;
+    /// Takes free slots until `rounds` are filled, and says how many, and whether the object of the last is constructed. Which
+    /// slot each time, `random` says; 0 for the first.
+    pub(super) fn take(self, rounds: &mut [Round], random: impl Fn() -> u32) -> (usize, bool) {
+        let (mut taken, mut constructed) = (0, false);
+        let (mut summary, shift) = (self.header.summary.load(Relaxed), self.group_shift());
+        for round in rounds {
+            if summary == 0 {
+                break;
+            }
+            let random = random();
+            let first = random % u64::BITS;
+            let group = ((summary.rotate_right(first).trailing_zeros() + first) % u64::BITS) as usize;
+            let states = self.group(group);
+            let Some(slot) = choose(states, random >> 16) else { break };
+            constructed = mark_taken(&states[slot]);
+            *round = Round { object: self.object((group << shift) + slot), state: &raw const states[slot] };
+            if !states.iter().any(is_free) {
+                summary &= !(1 << group);
+            }
+            taken += 1;
         }
-        let first = random % u64::BITS;
-        let group = ((summary.rotate_right(first).trailing_zeros() + first) % u64::BITS) as usize;
-        let states = self.group(group);
-        let start = if random == 0 { 0 } else { (random >> 16) as usize % states.len() };
-        let (before, from) = states.split_at(start);
-        let found = from.iter().position(is_free).map(|slot| before.len() + slot);
-        let slot = group * GROUP + found.or_else(|| before.iter().position(is_free))?;
-        let constructed = self.take_slot(slot);
-        Some((self.round(slot), constructed))
+        self.header.summary.store(summary, Relaxed);
+        self.header.used.store((self.used() + taken) as u16, Relaxed);
+        (taken, constructed)
     }
 
     /// Takes a free slot whose object is constructed.
@@ -185,23 +196,22 @@ impl<'a> Slab<'a> {
         free
     }
 
-    /// Takes this slot, which is free, and says whether it is constructed.
-    fn take_slot(self, slot: usize) -> bool {
-        let constructed = self.states[slot].swap(CACHED, Relaxed) == FREE;
-        let group = slot / GROUP;
+    /// Takes this slot, which is free.
+    fn take_slot(self, slot: usize) {
+        mark_taken(&self.states[slot]);
+        let group = slot >> self.group_shift();
         if !self.group(group).iter().any(is_free) {
             let summary = self.header.summary.load(Relaxed);
             self.header.summary.store(summary & !(1 << group), Relaxed);
         }
         self.header.used.store(self.used() as u16 + 1, Relaxed);
-        constructed
     }
 
     /// Takes back a slot that is [`CACHED`] or [`DEFERRED`].
     pub(super) fn put(self, slot: usize, constructed: bool) {
         self.states[slot].store(if constructed { FREE } else { RAW }, Relaxed);
         let summary = self.header.summary.load(Relaxed);
-        self.header.summary.store(summary | 1 << (slot / GROUP), Relaxed);
+        self.header.summary.store(summary | 1 << (slot >> self.group_shift()), Relaxed);
         self.header.used.store(self.used() as u16 - 1, Relaxed);
     }
 
@@ -214,7 +224,7 @@ impl<'a> Slab<'a> {
             && self.used() <= self.geometry.slots
     }
 
-    /// SlotFinder that are not free.
+    /// Slots that are not free.
     pub(super) fn used(self) -> usize {
         self.header.used.load(Relaxed) as usize
     }
@@ -288,15 +298,36 @@ impl<'a> Slab<'a> {
     /// Whether used count and summary are those of the states.
     pub(super) fn is_consistent(self) -> bool {
         let free = self.states.iter().filter(|state| is_free(state)).count();
-        let groups = 0..self.states.len().div_ceil(GROUP);
+        let groups = 0..self.states.len().div_ceil(1 << self.group_shift());
         let summary =
             groups.filter(|&group| self.group(group).iter().any(is_free)).fold(0, |bits, group| bits | 1 << group);
         self.used() == self.states.len() - free && self.header.summary.load(Relaxed) == summary
     }
 
+    /// The states of a group; of none, where there is none with this number.
     fn group(self, group: usize) -> &'a [AtomicU8] {
-        &self.states[group * GROUP..self.states.len().min((group + 1) * GROUP)]
+        let shift = self.group_shift();
+        let rest = self.states.get(group << shift..).unwrap_or_default();
+        &rest[..rest.len().min(1 << shift)]
     }
+
+    fn group_shift(self) -> u32 {
+        group_shift(self.states.len())
+    }
+}
+
+/// A free slot of a group, the first from where `random` says on, of 16 bits; 0 for the start.
+fn choose(states: &[AtomicU8], random: u32) -> Option<usize> {
+    let (before, from) = states.split_at((random as usize * states.len()) >> 16);
+    let found = from.iter().position(is_free).map(|slot| before.len() + slot);
+    found.or_else(|| before.iter().position(is_free))
+}
+
+/// Makes a free slot [`CACHED`], which only the holder of the lock may, and says whether it was constructed.
+fn mark_taken(state: &AtomicU8) -> bool {
+    let constructed = state.load(Relaxed) == FREE;
+    state.store(CACHED, Relaxed);
+    constructed
 }
 
 fn is_free(state: &AtomicU8) -> bool {

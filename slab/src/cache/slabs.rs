@@ -219,16 +219,11 @@ impl<P: Platform> Slabs<P> {
             && let Some(list) = state.choose(home, leave_homes)
             && let Some(first) = state.lists[list]
         {
-            let before = taken;
-            let slab = self.slab_if(frames, first).filter(|slab| slab.is_sound() && slab.list() == list);
-            while taken < most
-                && let Some((round, constructed)) = slab.and_then(|slab| slab.take(self.next_random()))
+            if let Some(slab) = self.slab_if(frames, first).filter(|slab| slab.is_sound() && slab.list() == list)
+                && let (count @ 1.., constructed) = slab.take(&mut rounds[taken..most], || self.next_random())
             {
-                (rounds[taken], last) = (round, constructed);
-                taken += 1;
-            }
-            if let Some(slab) = slab.filter(|_| taken > before) {
-                state.numbers.taken += taken - before;
+                (taken, last) = (taken + count, constructed);
+                state.numbers.taken += count;
                 self.place_at(state, frames, first, slab, home);
             } else {
                 // Where the rest of the list is, nobody can know any more.
@@ -271,17 +266,31 @@ impl<P: Platform> Slabs<P> {
         let frames = shared.frames();
         let mut bad = 0_u64;
         let mut state = self.state.lock();
+        // The slab of the last object: what comes one after the other is often of one slab, which is looked at and placed once.
+        let mut last: Option<(Frame, Slab<'_>)> = None;
         for (index, object) in objects.clone().into_iter().enumerate() {
-            let Some((first, slab, slot)) = self.locate_cached(frames, object) else {
+            let same = last.filter(|(first, _)| self.is_around(frames, *first, object));
+            let Some(((first, slab), slot)) = same
+                .or_else(|| self.slab_of(frames, object))
+                .and_then(|found| Some((found, Self::cached_slot(found.1, object)?)))
+            else {
                 bad |= 1 << index;
                 continue;
             };
-            if !slab.is_sound() || slab.used() == 0 || state.numbers.taken == 0 {
+            if same.is_none() {
+                if let Some((first, slab)) = last.take() {
+                    self.place(&mut state, frames, first, slab);
+                }
+                last = slab.is_sound().then_some((first, slab));
+            }
+            if last.is_none() || slab.used() == 0 || state.numbers.taken == 0 {
                 self.note_damage(first);
                 continue;
             }
             slab.put(slot, constructed);
             state.numbers.taken -= 1;
+        }
+        if let Some((first, slab)) = last {
             self.place(&mut state, frames, first, slab);
         }
         let keep = state.keep;
@@ -295,12 +304,24 @@ impl<P: Platform> Slabs<P> {
         leaving
     }
 
-    fn locate_cached(&self, frames: &Frames<P>, object: *mut u8) -> Option<(Frame, Slab<'_>, usize)> {
+    /// The slab around `object`.
+    fn slab_of(&self, frames: &Frames<P>, object: *mut u8) -> Option<(Frame, Slab<'_>)> {
         let first = self.first_of(frames, object)?;
         // SAFETY: the record says that it is a slab of this cache.
-        let slab = unsafe { self.slab(frames, first) };
-        let slot = slab.slot_of(object)?;
-        (slab.states()[slot].load(Relaxed) == CACHED).then_some((first, slab, slot))
+        Some((first, unsafe { self.slab(frames, first) }))
+    }
+
+    /// Whether `object` is in the slab of this cache that starts at `first`.
+    fn is_around(&self, frames: &Frames<P>, first: Frame, object: *mut u8) -> bool {
+        frames.frame_of(object).is_some_and(|frame| {
+            let offset = frame.number().wrapping_sub(first.number());
+            offset < self.geometry.frames
+        })
+    }
+
+    /// The slot of an object of `slab`, if that is [`CACHED`].
+    fn cached_slot(slab: Slab<'_>, object: *mut u8) -> Option<usize> {
+        slab.slot_of(object).filter(|&slot| slab.states()[slot].load(Relaxed) == CACHED)
     }
 
     /// Looks at a free object with nobody else having it: calls `look` with the lock held. `None` where it is not free.
@@ -391,9 +412,10 @@ impl<P: Platform> Slabs<P> {
         state.numbers.slabs += 1;
         state.numbers.empty += 1;
         // SAFETY: the caller has a slab of this cache.
-        unsafe { self.slab(frames, first) }.set_list(EMPTY);
-        self.push(state, frames, EMPTY, first);
-        self.push(state, frames, ALL, first);
+        let slab = unsafe { self.slab(frames, first) };
+        slab.set_list(EMPTY);
+        self.push(state, frames, EMPTY, first, slab);
+        self.push(state, frames, ALL, first, slab);
     }
 
     /// Moves a slab to the list that is right for it.
@@ -402,37 +424,39 @@ impl<P: Platform> Slabs<P> {
     }
 
     /// The same; a slab that is no home yet becomes `home`, if it is partial.
+    #[inline(always)]
     fn place_at(&self, state: &mut State, frames: &Frames<P>, first: Frame, slab: Slab<'_>, home: Option<usize>) {
         let new = match (self.band_of(slab), slab.list()) {
             (band @ (EMPTY | FULL), _) => band,
             (_, old @ HOME..) => old,
             (band, _) => home.unwrap_or(band),
         };
-        self.move_to(state, frames, first, slab, new);
+        if slab.list() != new {
+            self.move_to(state, frames, first, slab, new);
+        }
     }
 
+    #[inline(never)]
     fn move_to(&self, state: &mut State, frames: &Frames<P>, first: Frame, slab: Slab<'_>, new: usize) {
         let old = slab.list();
-        if old == new {
-            return;
-        }
         if old != FULL {
             self.unlink(state, frames, old, first, slab);
         }
         slab.set_list(new);
         if new != FULL {
-            self.push(state, frames, new, first);
+            self.push(state, frames, new, first, slab);
         }
-        state.numbers.empty += usize::from(new == EMPTY);
-        state.numbers.empty -= usize::from(old == EMPTY);
-        let busy = state.numbers.slabs - state.numbers.empty;
-        state.busiest = state.busiest.max(busy);
-        state.idlest = state.idlest.min(busy);
+        if old == EMPTY || new == EMPTY {
+            state.numbers.empty += usize::from(new == EMPTY);
+            state.numbers.empty -= usize::from(old == EMPTY);
+            let busy = state.numbers.slabs - state.numbers.empty;
+            state.busiest = state.busiest.max(busy);
+            state.idlest = state.idlest.min(busy);
+        }
     }
 
-    fn push(&self, state: &mut State, frames: &Frames<P>, list: usize, first: Frame) {
-        // SAFETY: the caller has a slab of this cache.
-        let slab = unsafe { self.slab(frames, first) };
+    #[inline(always)]
+    fn push(&self, state: &mut State, frames: &Frames<P>, list: usize, first: Frame, slab: Slab<'_>) {
         let links = links_of(list);
         let next = state.lists[list].replace(first);
         state.filled |= 1 << list;
@@ -443,6 +467,7 @@ impl<P: Platform> Slabs<P> {
         }
     }
 
+    #[inline(always)]
     fn unlink(&self, state: &mut State, frames: &Frames<P>, list: usize, first: Frame, slab: Slab<'_>) {
         let links = links_of(list);
         let (next, previous) = (slab.next(links), slab.previous(links));
@@ -468,6 +493,7 @@ impl<P: Platform> Slabs<P> {
         }
     }
 
+    #[inline(always)]
     fn band_of(&self, slab: Slab<'_>) -> usize {
         match slab.used() {
             0 => EMPTY,

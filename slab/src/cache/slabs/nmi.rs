@@ -46,7 +46,8 @@ impl<P: Platform> Slabs<P> {
     /// lists until somebody else comes to the slabs.
     pub(crate) fn defer(&self, shared: &Caches<P>, object: *mut u8) {
         let frames = shared.frames();
-        match self.locate_cached(frames, object) {
+        let found = self.slab_of(frames, object);
+        match found.and_then(|(first, slab)| Some((first, slab, Self::cached_slot(slab, object)?))) {
             Some((first, slab, slot)) => {
                 slab.states()[slot].store(DEFERRED, Relaxed);
                 self.list_deferred(frames, first);

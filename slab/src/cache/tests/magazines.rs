@@ -126,13 +126,8 @@ fn magazines_that_an_interval_did_not_need_go_back() {
     heap.verify().unwrap();
 }
 
-#[test]
-fn magazines_grow_when_cpus_meet_at_the_depot_and_the_small_ones_go() {
-    let machine = Machine::new(START, LARGE);
-    let heap = machine.heap_on::<Threads>();
-    let cache = &cache(&heap);
-    heap.maintain(20_000);
-    cycle(cache, 1);
+/// So often that magazines grow.
+fn meet_at_depot(cache: &Threaded<'_>) {
     for met in 1..=4 {
         std::thread::scope(|scope| {
             cache.existing().unwrap().magazines.with_depot_locked(|contention| {
@@ -147,6 +142,16 @@ fn magazines_grow_when_cpus_meet_at_the_depot_and_the_small_ones_go() {
             });
         });
     }
+}
+
+#[test]
+fn magazines_grow_when_cpus_meet_at_the_depot_and_the_small_ones_go() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = &cache(&heap);
+    heap.maintain(20_000);
+    cycle(cache, 1);
+    meet_at_depot(cache);
     cycle(cache, 4 * ROUNDS);
     assert_eq!(cache.stats().unwrap().depot_contention, 4);
     assert_eq!(cache.stats().unwrap().magazine_rounds, ROUNDS);
@@ -158,6 +163,23 @@ fn magazines_grow_when_cpus_meet_at_the_depot_and_the_small_ones_go() {
     cycle(cache, 4 * ROUNDS);
     assert!(depot(cache).0 <= 1, "{:?}", depot(cache));
     heap.verify().unwrap();
+}
+
+#[test]
+fn a_small_magazine_makes_place_for_a_larger_one_when_the_slabs_fill_it() {
+    let machine = Machine::new(START, LARGE);
+    let heap = machine.heap_on::<Threads>();
+    let cache = &cache(&heap);
+    heap.maintain(20_000);
+    cycle(cache, 1);
+    meet_at_depot(cache);
+    heap.maintain(40_000);
+    let mut objects = allocate(cache, in_magazines(cache) + 1);
+    assert_eq!(in_magazines(cache), ROUNDS, "half of the larger one");
+    objects.extend(allocate(cache, ROUNDS));
+    assert_eq!(in_magazines(cache), 0);
+    heap.verify().unwrap();
+    objects.into_iter().for_each(|object| free(cache, object));
 }
 
 #[test]
