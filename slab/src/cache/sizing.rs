@@ -37,7 +37,7 @@ const CONTENTION: u32 = 3;
 pub(super) const MANY: u32 = 128;
 
 /// A depot may hold full magazines of this fraction of all memory.
-const SHARE_OF_MEMORY: usize = 128;
+const SHARE_OF_MEMORY: usize = 32;
 
 /// So many full magazines it may hold in any case.
 const FEW: usize = 4;
@@ -135,7 +135,7 @@ mod tests {
     fn a_depot_holds_a_small_share_of_memory() {
         let kind = kinds_for(64).unwrap().0;
         let most = |memory, size| (0..).find(|&full| !has_room(full, memory, size, kind)).unwrap();
-        assert_eq!(most(256 << 20, 64), (2 << 20) / (64 * 15));
+        assert_eq!(most(256 << 20, 64), (8 << 20) / (64 * 15));
         assert_eq!(most(1 << 20, 4096), FEW);
     }
 }
