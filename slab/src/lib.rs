@@ -160,8 +160,8 @@
 //! - A free looks at the state of its object and changes it with interrupts off, but by no locked instruction, which would
 //!   cost more than all else. Of two CPUs that free one object within the same few instructions both may succeed. Then the
 //!   second is reported when it hands the object out or gives it to its slab; in between the object can have two owners.
-//! - Release builds believe what a magazine holds, as far as its count is plausible. Builds with debug assertions find each
-//!   round that something has written over; a cache with checks has no magazines in use.
+//! - Release builds believe what a magazine or a stock of page frames holds, as far as its count is plausible. Builds with
+//!   debug assertions find each round that something has written over; a cache with checks has no magazines in use.
 //! - A heap with less than 1 MiB, or 64 KiB a CPU, has no magazines: what they hold would be missed.
 //! - Magazines of other CPUs are given up when those CPUs next free something or call [`Heap::maintain`], not at once: an
 //!   idle CPU should call it now and then, or be made to by an out-of-memory hook. How much that can be is bounded by two

@@ -51,8 +51,15 @@ impl<P: Platform> Frames<P> {
 
     #[inline]
     pub(super) fn serve(&self, count: u32, alignment: Order) -> Option<Frame> {
-        let stocked = if count == 1 && alignment == Order::ZERO { self.take_stocked() } else { None };
-        stocked.or_else(|| self.serve_block(count, alignment))
+        if count == 1 && alignment == Order::ZERO {
+            return self.take_stocked().or_else(|| self.serve_single());
+        }
+        self.serve_block(count, alignment)
+    }
+
+    #[cold]
+    fn serve_single(&self) -> Option<Frame> {
+        self.refill().or_else(|| self.serve_block(1, Order::ZERO))
     }
 
     #[inline(never)]
@@ -137,15 +144,12 @@ impl<P: Platform> Frames<P> {
 
     #[inline]
     fn try_free_run(&self, frame: Frame, count: u32) -> Result<(), Fault> {
-        if count == 1 && self.free_to_stock(frame) { Ok(()) } else { self.try_free_to_zones(frame, count) }
+        let stocked = count == 1 && (self.free_last(frame) || self.free_to_stock(frame));
+        if stocked { Ok(()) } else { self.try_free_to_zones(frame, count) }
     }
 
     #[inline(never)]
     fn try_free_to_zones(&self, frame: Frame, count: u32) -> Result<(), Fault> {
-        // A free that is to be refused leaves the stock as it is.
-        if count == 1 && self.owner(frame) == Owner::Pages(1) && self.make_room() && self.free_to_stock(frame) {
-            return Ok(());
-        }
         if !self.claim(frame, count) {
             return Err(self.run_fault(frame, count));
         }

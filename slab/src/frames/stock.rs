@@ -4,16 +4,21 @@
 //! a time. Its frames say [`Owner::Stock`], so a second free of one is refused. Frames of the lowest zone are not
 //! stocked: they would go to requests that do not need them.
 //!
+//! A frame is there with its record, which so need not be looked up. What was taken out stays behind the last one: a free of
+//! that frame, if it is the next, takes it back as it is. As any other, it says first that nobody else has freed the frame.
+//!
 //! Invariants:
-//! 1. The table is null or has `P::CPUS` stocks in frames of the allocator's own, which stay until `take_table`.
+//! 1. The table has `count` stocks in frames of the allocator's own, which stay until `take_table`.
 //! 2. Only the CPU with the stock's number changes it, with interrupts off. (The fields are atomic all the same: who breaks
-//!    this loses frames, and does no worse.)
+//!    this has wrong frames, and does no worse.)
+//! 3. With a frame in a stock is its record, be it still there or taken out, and where there never was one, null. Records
+//!    stay longer than the table.
 
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
-use crate::sync::{AtomicPtr, AtomicU32};
+use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize};
 use core::marker::PhantomData;
 
-use super::record::Owner;
+use super::record::{Owner, Record};
 use super::records::Records;
 use super::{Frame, Frames, Order};
 use crate::lock::Interrupts;
@@ -32,15 +37,16 @@ const SHARE: usize = 8;
 /// What the records of its frames say.
 const SINGLE: Owner = Owner::Stock(Order::ZERO);
 
-/// The frames of one CPU. All bytes zero is an empty one.
+/// The frames of one CPU, each with its record. All bytes zero is an empty one.
 #[derive(Debug)]
-#[repr(C, align(256))]
+#[repr(C, align(1024))]
 struct Stock {
     count: AtomicU32,
     frames: [AtomicU32; CAPACITY],
+    records: [AtomicPtr<Record>; CAPACITY],
 }
 
-const _: () = assert!(size_of::<Stock>() == 256);
+const _: () = assert!(size_of::<Stock>() == 1024);
 
 impl Stock {
     #[inline]
@@ -48,34 +54,43 @@ impl Stock {
         self.count.load(Relaxed) as usize
     }
 
-    /// `false`, and nothing done, where there is no room.
+    /// The record of the frame in this place, if there ever was one.
     #[inline]
-    fn push(&self, frame: Frame) -> bool {
+    fn record(&self, place: usize) -> Option<&Record> {
+        // SAFETY: null or a record that stays (invariant 3), never accessed but by shared references.
+        unsafe { self.records.get(place)?.load(Relaxed).as_ref() }
+    }
+
+    /// Puts a frame in whose record says [`SINGLE`]; `false`, and nothing done, where there is no room.
+    fn push(&self, frame: Frame, record: &Record) -> bool {
         let count = self.count();
-        let Some(slot) = self.frames.get(count) else { return false };
-        slot.store(frame.number(), Relaxed);
+        let (Some(number), Some(place)) = (self.frames.get(count), self.records.get(count)) else { return false };
+        number.store(frame.number(), Relaxed);
+        place.store(core::ptr::from_ref(record).cast_mut(), Relaxed);
         self.count.store(count as u32 + 1, Relaxed);
         true
     }
 
+    /// Puts the frame back that was taken out last, if it is that one, and allocated.
     #[inline]
-    fn pop(&self) -> Option<Frame> {
-        let count = self.count().checked_sub(1)?;
-        let frame = self.frames.get(count)?.load(Relaxed);
-        self.count.store(count as u32, Relaxed);
-        Some(Frame::new(frame))
+    fn push_again(&self, frame: Frame) -> bool {
+        let count = self.count();
+        let is_last = self.frames.get(count).is_some_and(|last| last.load(Relaxed) == frame.number());
+        let pushed = is_last && self.record(count).is_some_and(|record| record.claim(1, SINGLE));
+        if pushed {
+            self.count.store(count as u32 + 1, Relaxed);
+        }
+        pushed
     }
 
-    /// Empties it into `frames` as far as that goes, and says how many there are now.
-    fn pop_into(&self, frames: &mut [Frame]) -> usize {
-        let mut popped = 0;
-        while popped < frames.len()
-            && let Some(frame) = self.pop()
-        {
-            frames[popped] = frame;
-            popped += 1;
-        }
-        popped
+    /// Takes the last frame out, for `owner`.
+    #[inline]
+    fn pop(&self, owner: Owner) -> Option<Frame> {
+        let count = self.count().wrapping_sub(1);
+        let frame = self.frames.get(count)?.load(Relaxed);
+        self.record(count)?.set_owner(owner);
+        self.count.store(count as u32, Relaxed);
+        Some(Frame::new(frame))
     }
 }
 
@@ -83,6 +98,8 @@ impl Stock {
 #[derive(Debug)]
 pub(crate) struct Stocks<P> {
     table: AtomicPtr<Stock>,
+    /// How many there are in it.
+    count: AtomicUsize,
     /// How many frames each may have, given how many there are.
     capacity: AtomicU32,
     platform: PhantomData<fn() -> P>,
@@ -96,7 +113,12 @@ struct Local<'a, P: Platform> {
 
 impl<P> Stocks<P> {
     pub(crate) const fn new() -> Self {
-        Self { table: AtomicPtr::new(core::ptr::null_mut()), capacity: AtomicU32::new(0), platform: PhantomData }
+        Self {
+            table: AtomicPtr::new(core::ptr::null_mut()),
+            count: AtomicUsize::new(0),
+            capacity: AtomicU32::new(0),
+            platform: PhantomData,
+        }
     }
 }
 
@@ -116,7 +138,8 @@ impl<P: Platform> Stocks<P> {
     pub(crate) unsafe fn install(&self, table: *mut u8) {
         // SAFETY: as the caller says, the frames are ours; all bytes zero is a table of empty stocks.
         unsafe { table.write_bytes(0, Self::TABLE_FRAMES as usize * FRAME_SIZE) };
-        self.table.store(table.cast(), Release);
+        self.table.store(table.cast(), Relaxed);
+        self.count.store(P::CPUS, Release);
     }
 
     /// The table, which is then no more; null where there is none.
@@ -126,7 +149,8 @@ impl<P: Platform> Stocks<P> {
     /// Nobody uses a stock, now or while this runs.
     pub(crate) unsafe fn take_table(&self) -> *mut u8 {
         self.capacity.store(0, Relaxed);
-        self.table.swap(core::ptr::null_mut(), Acquire).cast()
+        self.count.store(0, Relaxed);
+        self.table.swap(core::ptr::null_mut(), Relaxed).cast()
     }
 
     /// Sets how many frames a stock may have, where so many are managed.
@@ -139,14 +163,18 @@ impl<P: Platform> Stocks<P> {
         self.capacity.load(Relaxed) as usize
     }
 
+    /// The stock of the CPU with this number.
     #[inline]
-    fn all(&self) -> &[Stock] {
-        let table = self.table.load(Acquire);
-        if table.is_null() {
-            return &[];
+    fn of(&self, cpu: usize) -> Option<&Stock> {
+        if cpu >= self.count.load(Acquire) {
+            return None;
         }
-        // SAFETY: `P::CPUS` stocks that stay (invariant 1), accessed by atomic fields only.
-        unsafe { core::slice::from_raw_parts(table, P::CPUS) }
+        // SAFETY: there are more than `cpu`, which stay (invariant 1), never accessed but by shared references.
+        Some(unsafe { &*self.table.load(Relaxed).add(cpu) })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Stock> {
+        (0..P::CPUS).map_while(|cpu| self.of(cpu))
     }
 
     #[inline]
@@ -155,23 +183,26 @@ impl<P: Platform> Stocks<P> {
             return None;
         }
         let interrupts = Interrupts::disable();
-        let stock = self.all().get(P::current_cpu())?;
+        let stock = self.of(P::current_cpu())?;
         Some(Local { stock, _interrupts: interrupts })
     }
 
     /// Frames in all stocks.
     pub(crate) fn frames(&self) -> usize {
-        self.all().iter().map(Stock::count).sum()
+        self.all().map(Stock::count).sum()
     }
 
     /// Checks every stock; says how many frames they have.
     pub(crate) fn verify(&self, records: &Records) -> Result<usize, Broken> {
-        for (cpu, stock) in self.all().iter().enumerate() {
+        for (cpu, stock) in self.all().enumerate() {
             let count = stock.count();
             let frames = stock.frames.get(..count).ok_or(Broken::StockCount { cpu, count })?;
-            let mut frames = frames.iter().map(|frame| Frame::new(frame.load(Relaxed)));
-            if let Some(frame) = frames.find(|frame| !records.is(*frame, SINGLE)) {
-                return Err(Broken::StockOwner { cpu, frame });
+            for (frame, own) in frames.iter().zip(&stock.records) {
+                let frame = Frame::new(frame.load(Relaxed));
+                let is_right = |record: &Record| record.is(SINGLE) && core::ptr::eq(record, own.load(Relaxed));
+                if !records.get(frame).is_some_and(is_right) {
+                    return Err(Broken::StockOwner { cpu, frame });
+                }
             }
         }
         Ok(self.frames())
@@ -179,47 +210,59 @@ impl<P: Platform> Stocks<P> {
 }
 
 impl<P: Platform> Frames<P> {
-    /// A single frame from this CPU's stock, which is filled first if it is empty.
+    /// A single frame from this CPU's stock, if there is one.
     #[inline]
     pub(super) fn take_stocked(&self) -> Option<Frame> {
-        let local = self.stocks.local()?;
-        let frame = local.stock.pop().or_else(|| self.refill(&local))?;
-        self.records.set_owner(frame, Owner::Pages(1));
-        Some(frame)
+        self.stocks.local()?.stock.pop(Owner::Pages(1))
     }
 
-    /// Fills the stock, which is empty, and takes a frame from it.
-    #[cold]
-    fn refill(&self, local: &Local<'_, P>) -> Option<Frame> {
-        self.take_in_deferred();
-        let mut batch = [Frame::default(); BATCH];
-        let filled = self.zones.allocate_bulk(&self.records, &mut batch[..self.stocks.capacity() / 2], 1, SINGLE);
-        batch[..filled].iter().for_each(|frame| _ = local.stock.push(*frame));
-        local.stock.pop()
+    /// The same, and the stock is filled first if it is empty.
+    pub(super) fn refill(&self) -> Option<Frame> {
+        let Local { stock, .. } = &self.stocks.local()?;
+        if stock.count() == 0 {
+            self.take_in_deferred();
+            let mut batch = [Frame::default(); BATCH];
+            let filled = self.zones.allocate_bulk(&self.records, &mut batch[..self.stocks.capacity() / 2], 1, SINGLE);
+            let records = batch[..filled].iter().filter_map(|frame| Some((*frame, self.records.get(*frame)?)));
+            records.for_each(|(frame, record)| _ = stock.push(frame, record));
+        }
+        stock.pop(Owner::Pages(1))
     }
 
-    /// Frees a single frame to this CPU's stock; `false`, and nothing done, where it is not allocated as such, and where
-    /// the stock cannot have it.
+    /// Frees the single frame to this CPU's stock that was taken out of it last; `false`, and nothing done, where that is
+    /// another one, or it is not allocated as such.
     #[inline]
-    pub(super) fn free_to_stock(&self, frame: Frame) -> bool {
-        let (record, local) = (self.records.get(frame), self.stocks.local());
-        let (Some(record), Some(Local { stock, .. })) = (record, &local) else { return false };
-        let has_room = stock.count() < self.stocks.capacity() && frame >= self.zones.first_boundary();
-        has_room && record.claim(1, SINGLE) && stock.push(frame)
+    pub(super) fn free_last(&self, frame: Frame) -> bool {
+        self.stocks.local().is_some_and(|local| local.stock.push_again(frame))
     }
 
-    /// Makes room in this CPU's stock, if it is full; `false` where it is not.
-    pub(super) fn make_room(&self) -> bool {
-        let capacity = self.stocks.capacity();
-        let full = self.stocks.local().filter(|local| capacity > 0 && local.stock.count() >= capacity);
-        full.is_some_and(|local| self.drain(local.stock, capacity / 2) > 0)
+    /// Frees a single frame to this CPU's stock, which is drained by half if it is full; `false`, and nothing done, where it
+    /// is not allocated as such, and where stocks cannot have it.
+    #[cold]
+    pub(super) fn free_to_stock(&self, frame: Frame) -> bool {
+        let (record, local, capacity) = (self.records.get(frame), self.stocks.local(), self.stocks.capacity());
+        let (Some(record), Some(Local { stock, .. })) = (record, &local) else { return false };
+        // A free that is to be refused leaves the stock as it is.
+        if capacity == 0 || frame < self.zones.first_boundary() || !record.is(Owner::Pages(1)) {
+            return false;
+        }
+        if stock.count() >= capacity {
+            self.drain(stock, capacity / 2);
+        }
+        stock.count() < CAPACITY && record.claim(1, SINGLE) && stock.push(frame, record)
     }
 
     /// Moves up to `frames` frames from `stock` to their zones, and says how many.
+    #[inline(never)]
     fn drain(&self, stock: &Stock, frames: usize) -> usize {
         let mut batch = [Frame::default(); BATCH];
-        let popped = stock.pop_into(&mut batch[..frames.min(BATCH)]);
-        batch[..popped].iter().for_each(|frame| self.records.set_owner(*frame, Owner::Loose));
+        let mut popped = 0;
+        while popped < frames.min(BATCH)
+            && let Some(frame) = stock.pop(Owner::Loose)
+        {
+            batch[popped] = frame;
+            popped += 1;
+        }
         self.zones.release_loose(&self.records, &batch[..popped]);
         popped
     }
@@ -251,6 +294,6 @@ impl<P: Platform> Frames<P> {
     ///
     /// That CPU neither allocates nor frees frames meanwhile.
     pub(crate) unsafe fn drain_stock_of(&self, cpu: usize) -> usize {
-        self.stocks.all().get(cpu).map_or(0, |stock| self.drain_whole(stock))
+        self.stocks.of(cpu).map_or(0, |stock| self.drain_whole(stock))
     }
 }

@@ -396,15 +396,19 @@ impl Zone {
 
     /// Frees the loose frames around `frame`, if it is one, up to [`LOOSE`] to both sides; says how many.
     pub(crate) fn release_loose(&mut self, records: &Records, frame: Frame) -> u32 {
-        let is_loose = |frame: &Frame| records.is(*frame, Owner::Loose) && self.range.contains(frame);
-        let count = |step: fn(u32, u32) -> Option<u32>| {
-            let beside = |distance| step(frame.number(), distance).map(Frame::new).filter(is_loose);
-            (1..=LOOSE).take_while(|distance| beside(*distance).is_some()).count() as u32
-        };
-        if !is_loose(&frame) {
+        let is_loose = |frame: Frame| records.is(frame, Owner::Loose) && self.range.contains(&frame);
+        if !is_loose(frame) {
             return 0;
         }
-        let range = Frame::new(frame.number() - count(u32::checked_sub))..frame.offset(1 + count(u32::checked_add));
+        let number = frame.number();
+        let before = (1..=LOOSE.min(number)).take_while(|before| is_loose(Frame::new(number - before))).count() as u32;
+        let behind = (1..=LOOSE).take_while(|behind| is_loose(frame.offset(*behind))).count() as u32;
+        if before + behind == 0 {
+            records.set_owner(frame, Owner::Inner);
+            self.release_block(records, frame, Order::ZERO);
+            return 1;
+        }
+        let range = Frame::new(number - before)..frame.offset(behind + 1);
         records.set_all(range.clone(), Owner::Inner);
         self.merge_all(records, range.clone());
         length(&range)

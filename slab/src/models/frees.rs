@@ -70,13 +70,13 @@ fn all_free_into_one_slab(bench: &Bench) {
 }
 
 /// Two CPUs free one run of page frames.
-fn two_free_one_run(bench: &Bench) {
+fn two_free_one_run(bench: &Bench, count: u32) {
     let heap = bench.heap();
-    let frame = heap.frames().allocate_run(3, crate::Order::ZERO).unwrap();
+    let frame = heap.frames().allocate_run(count, crate::Order::ZERO).unwrap();
     let freed = [Cell::new(false), Cell::new(false)];
     let work = |cpu: usize| -> Work<'_> {
         let (heap, freed) = (&heap, &freed);
-        Box::new(move || freed[cpu].set(heap.frames().try_shrink_run(frame, 3, 0).is_ok()))
+        Box::new(move || freed[cpu].set(heap.frames().try_shrink_run(frame, count, 0).is_ok()))
     };
     bench.run([(0, work(0)), (1, work(1))]);
     assert!(freed[0].get() != freed[1].get(), "one of two frees must be reported, and one not");
@@ -122,12 +122,22 @@ fn row_5_two_cpus_with_one_number_lose_the_report() {
 
 #[test]
 fn row_5_of_two_cpus_that_free_one_run_of_frames_one_is_reported() {
-    holds(EveryOrder, two_free_one_run);
+    holds(EveryOrder, |bench| two_free_one_run(bench, 3));
 }
 
 #[test]
 fn row_5_that_too_takes_an_atomic_exchange() {
-    fails_with(EveryOrder, Bug::TornExchange, two_free_one_run);
+    fails_with(EveryOrder, Bug::TornExchange, |bench| two_free_one_run(bench, 3));
+}
+
+#[test]
+fn row_5_of_two_cpus_that_free_one_frame_one_is_reported() {
+    holds(EveryOrder, |bench| two_free_one_run(bench, 1));
+}
+
+#[test]
+fn row_5_that_as_well_takes_an_atomic_exchange() {
+    fails_with(EveryOrder, Bug::TornExchange, |bench| two_free_one_run(bench, 1));
 }
 
 #[test]

@@ -96,6 +96,31 @@ fn row_1_a_stocked_frame_freed_again_is_refused() {
 }
 
 #[test]
+fn row_1_the_frame_that_was_taken_out_last_is_known_and_refused_all_the_same() {
+    let machine = machine();
+    let frames = all_of::<Two>(&machine);
+    let refused = |frame, text: &str| {
+        let before = frames.stats();
+        let report = report_of(|| free(&frames, frame, Order::ZERO));
+        assert!(report.contains(text), "{report}");
+        assert_eq!(frames.stats(), before);
+    };
+    refused(Frame::default(), "not memory of this allocator");
+    let one = frames.allocate(Order::ZERO).unwrap();
+    on_cpu(1, || free(&frames, one, Order::ZERO));
+    refused(one, "double free");
+    on_cpu(1, || frames.drain_stock());
+    refused(one, "double free");
+    assert!(frames.allocate_at(one, 2));
+    refused(one, "freed as 1 page frames, allocated as 2");
+    free_run(&frames, one, 2);
+    assert!(frames.allocate_at(one, 1));
+    free(&frames, one, Order::ZERO);
+    assert_eq!(frames.stats().stocked, CAPACITY / 2);
+    frames.verify().unwrap();
+}
+
+#[test]
 fn a_refused_free_leaves_a_full_stock_as_it_is() {
     let machine = machine();
     let frames = all_of::<Two>(&machine);

@@ -92,8 +92,14 @@ fn a_broken_stock_is_found() {
     assert!(broken.to_string().starts_with("stock of CPU 0: the record of the frame at 0x"));
     frames.records.set_owner(one, Owner::Stock(Order::ZERO));
     frames.verify().unwrap();
-    // The stocks are in front of the four frames of records.
+    // The stocks are in front of the four frames of records. In each the records are behind a count and 60 numbers.
     let count = frames.pointer(nth(1024 - 5)).cast::<u32>();
+    let first = count.wrapping_add(62).cast::<*mut u8>();
+    // SAFETY: where the record of the first frame is, an atomic; nobody else runs.
+    let own = unsafe { first.replace(core::ptr::null_mut()) };
+    assert!(matches!(frames.verify(), Err(Broken::StockOwner { cpu: 0, .. })));
+    // SAFETY: as above.
+    unsafe { first.write(own) };
     // SAFETY: the first field of the first stock, an atomic; nobody else runs.
     unsafe { count.write(1000) };
     let broken = frames.verify().unwrap_err();
