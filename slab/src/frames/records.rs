@@ -2,8 +2,8 @@
 //!
 //! The records of the largest range at `init` are one table, the *direct* one, in that range's end; those of at most
 //! sixteen frames lie in the allocator itself. A large table has two parts: the *high* one, of the frames in the highest zone
-//! that it reaches into, which serves most requests, and the *low* one, of those before. Of each only the start is set up at
-//! once: the rest follows as the memory is needed, so that `init` takes no longer with more of it.
+//! that it reaches into, which serves most requests, and the *low* one, of those before. Each is set up from its start on as
+//! the memory is needed, so that `init` takes no longer with more of it, and records of what nobody uses take no memory.
 //!
 //! All others are in a radix tree over the frame number, whose nodes are page frames: a leaf has the 256 records of 1 MiB,
 //! above it are two levels of 512 pointers, and a root of 64. So a hole of terabytes costs nothing.

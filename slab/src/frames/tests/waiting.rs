@@ -120,21 +120,21 @@ fn two_threads_free_frames_together_that_lie_among_each_other() {
     }
 }
 
-/// More than what has records at once: 128 MiB.
+/// More than what has its records at once: 128 MiB.
 const LARGE: usize = 32768;
 
 #[test]
-fn init_makes_as_many_records_however_much_memory_there_is() {
-    let start_of_later = |frames: usize| {
+fn init_makes_the_records_of_small_memory_only() {
+    let later = |frames: usize| {
         let machine = Machine::new(START, frames);
         let frames = all_of::<NoInterrupts>(&machine);
         frames.verify().unwrap();
-        frames.records.later()[1].start
+        frames.records.later()[1].clone()
     };
-    let made = start_of_later(LARGE);
-    assert_eq!(made, nth(16384));
+    assert!(later(8192).is_empty());
+    assert_eq!(later(8193).start, nth(0));
     if !cfg!(miri) {
-        assert_eq!(start_of_later(8 * LARGE), made);
+        assert_eq!(later(8 * LARGE).start, nth(0));
     }
 }
 
@@ -195,11 +195,11 @@ fn records_are_made_later_in_the_lower_zones_too() {
     let machine = Machine::new(START, 3 * LARGE);
     let boundaries = [1, 2 * LARGE as u64];
     let new = || -> Frames<NoInterrupts> { frames_of(&machine, &[machine.region()], boundaries) };
-    let (high, at_once) = (nth(2 * LARGE as u64), 16_384);
+    let high = nth(2 * LARGE as u64);
     let frames = new();
     let before = frames.stats();
     let tables = nth(3 * LARGE as u64 - before.metadata as u64);
-    let later = [nth(at_once)..high, high.offset(at_once as u32)..tables];
+    let later = [nth(1)..high, high..tables];
     assert_eq!(frames.records.later(), later);
     // What is asked for by its place, and what has to be low: the other part is left alone.
     let run = nth(20_000);
@@ -261,12 +261,13 @@ fn each_of_three_large_zones_has_all_its_memory() {
 }
 
 #[test]
-fn a_small_lower_zone_has_its_records_at_once() {
+fn the_lowest_of_three_zones_has_its_records_at_once() {
     let machine = Machine::new(START, LARGE);
-    let frames: Frames<NoInterrupts> = frames_of(&machine, &[machine.region()], [1000, 1000]);
+    let frames: Frames<NoInterrupts> = frames_of(&machine, &[machine.region()], [1000, 2000]);
     let [low, high] = frames.records.later();
-    assert!(low.is_empty() && high.start >= nth(1000 + 15_000), "{low:?}, {high:?}");
-    let low = frames.allocate_below(1000, Order::ZERO, nth(1000).address()).unwrap();
+    assert!(low == (nth(1000)..nth(2000)) && high.start == nth(2000), "{low:?}, {high:?}");
+    let low = [1000, 2000].map(|limit| frames.allocate_below(1000, Order::ZERO, nth(limit).address()).unwrap());
+    assert_eq!(low, [0, 1000].map(nth));
     frames.verify().unwrap();
-    free_run(&frames, low, 1000);
+    low.into_iter().for_each(|run| free_run(&frames, run, 1000));
 }
