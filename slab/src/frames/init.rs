@@ -58,7 +58,7 @@ const CONGRUENT: usize = 1 << 30;
 
 /// A range of up to so many frames has all its records made by `init`: 32 MiB. So in small memory each request is served from
 /// the smallest block that there is, and large ones stay.
-const SMALL: u32 = 8 * SECTION;
+const SMALL: u32 = 16 * SECTION;
 
 /// How many frames the tables for some new ranges take, in the order in which they lie.
 #[derive(Debug)]

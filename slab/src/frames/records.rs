@@ -21,9 +21,9 @@ use crate::sync::Ordering::{Acquire, Relaxed, Release};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize};
 use core::ops::Range;
 
-use super::Frame;
 use super::record::{Owner, Record};
 use super::types::{length, overlap};
+use super::{Frame, Order};
 use crate::memory::FRAME_SIZE;
 
 const LEAF_BITS: u32 = 8;
@@ -32,8 +32,8 @@ const LOWER_SHIFT: u32 = LEAF_BITS + NODE_BITS;
 const UPPER_SHIFT: u32 = LOWER_SHIFT + NODE_BITS;
 const ROOT_ENTRIES: usize = 1 << (u32::BITS - UPPER_SHIFT);
 
-/// Of so many frames the records are set up at a time: 4 MiB. They have 16 KiB.
-pub(crate) const SECTION: u32 = 1024;
+/// Of so many frames, aligned, the records are set up at a time: a large page. They have 8 KiB.
+pub(crate) const SECTION: u32 = Order::LARGE_PAGE.frames();
 
 /// The records of 1 MiB.
 #[derive(Debug)]

@@ -147,10 +147,12 @@ fn memory_whose_records_are_made_later_is_as_any_other() {
     assert_eq!(before.total, LARGE);
     let pages = take_all(&frames, Order::LARGE_PAGE);
     assert_eq!(pages.len(), before.free / 512);
+    let rest = take_all(&frames, Order::ZERO);
     frames.verify().unwrap();
     assert!(frames.records.later()[1].is_empty());
     assert_eq!(frames.owner(nth(LARGE as u64 - 1)), Owner::Records);
     pages.iter().for_each(|page| free(&frames, *page, Order::LARGE_PAGE));
+    rest.iter().for_each(|frame| free(&frames, *frame, Order::ZERO));
     assert_eq!(frames.stats(), before, "all has merged, and there is no more than there was");
     frames.verify().unwrap();
 }
@@ -222,9 +224,11 @@ fn records_are_made_later_in_the_lower_zones_too() {
     let frames = new();
     let pages = take_all(&frames, Order::LARGE_PAGE);
     assert!(pages.len() >= before.free / 512 - 4);
+    let rest = take_all(&frames, Order::ZERO);
     assert!(frames.records.later().iter().all(|later| later.is_empty()));
     frames.verify().unwrap();
     pages.iter().for_each(|page| free(&frames, *page, Order::LARGE_PAGE));
+    rest.iter().for_each(|frame| free(&frames, *frame, Order::ZERO));
     assert_eq!(frames.stats(), before);
     let frames = new();
     assert_eq!(
