@@ -8,9 +8,10 @@
 //! ```
 //!
 //! A slab is as few page frames as lose less than an eighth of themselves, and have at least [`FEW`] objects if [`FEW`] frames
-//! are enough for that: making a slab costs as much as allocating ten objects. What is lost is used for *colour*: the
-//! objects of one slab start a little later than those of the slab before, so that they do not compete for the same cache
-//! lines.
+//! are enough for that: making a slab costs as much as allocating ten objects. Where that is not one frame, whose objects are
+//! the fastest to free, one of larger objects is as few as lose less than a twentieth, if up to [`MANY_FRAMES`] do. What is
+//! lost is used for *colour*: the objects of one slab start a little later than those of the slab before, so that they do not
+//! compete for the same cache lines.
 //!
 //! The slabs of the heap's size classes; lost is what no object has, header and states included, also where they are
 //! elsewhere:
@@ -51,31 +52,31 @@
 //! | 512 | 8 | 15 | 512 | 6.2 | 1 |
 //! | 576 | 4 | 7 | 64 | 1.6 | 1 |
 //! | 640 | 4 | 6 | 256 | 6.2 | 2 |
-//! | 704 | 8 | 11 | 448 | 5.5 | 7 |
+//! | 704 | 12 | 17 | 320 | 2.6 | 5 |
 //! | 768 | 4 | 5 | 256 | 6.2 | 1 |
-//! | 832 | 8 | 9 | 704 | 8.6 | 11 |
+//! | 832 | 16 | 19 | 576 | 3.5 | 9 |
 //! | 896 | 8 | 9 | 128 | 1.6 | 1 |
 //! | 960 | 4 | 4 | 256 | 6.2 | 4 |
 //! | 1024 | 4 | 4 | 64 | 1.6 | 1 |
 //! | 1152 | 8 | 7 | 128 | 1.6 | 1 |
-//! | 1280 | 8 | 6 | 512 | 6.2 | 2 |
-//! | 1408 | 12 | 8 | 1024 | 8.3 | 8 |
-//! | 1536 | 8 | 5 | 512 | 6.2 | 1 |
-//! | 1664 | 12 | 7 | 640 | 5.2 | 5 |
+//! | 1280 | 20 | 16 | 64 | 0.3 | 1 |
+//! | 1408 | 20 | 14 | 768 | 3.8 | 6 |
+//! | 1536 | 12 | 8 | 64 | 0.5 | 1 |
+//! | 1664 | 20 | 12 | 512 | 2.5 | 4 |
 //! | 1792 | 16 | 9 | 256 | 1.6 | 1 |
-//! | 1920 | 8 | 4 | 512 | 6.2 | 4 |
+//! | 1920 | 32 | 17 | 128 | 0.4 | 1 |
 //! | 2048 | 8 | 4 | 64 | 0.8 | 1 |
-//! | 2304 | 12 | 5 | 768 | 6.2 | 3 |
-//! | 2560 | 16 | 6 | 1024 | 6.2 | 2 |
-//! | 2816 | 12 | 4 | 1024 | 8.3 | 4 |
+//! | 2304 | 16 | 7 | 256 | 1.6 | 1 |
+//! | 2560 | 20 | 8 | 64 | 0.3 | 1 |
+//! | 2816 | 20 | 7 | 768 | 3.8 | 3 |
 //! | 3072 | 12 | 4 | 64 | 0.5 | 1 |
 //! | 3328 | 20 | 6 | 512 | 2.5 | 2 |
 //! | 3584 | 28 | 8 | 64 | 0.2 | 1 |
 //! | 3840 | 16 | 4 | 1024 | 6.2 | 4 |
 //! | 4096 | 16 | 4 | 64 | 0.4 | 1 |
-//! | 4608 | 20 | 4 | 2048 | 10.0 | 4 |
-//! | 5120 | 16 | 3 | 1024 | 6.2 | 1 |
-//! | 5632 | 12 | 2 | 1024 | 8.3 | 2 |
+//! | 4608 | 28 | 6 | 1024 | 3.6 | 2 |
+//! | 5120 | 20 | 4 | 64 | 0.3 | 1 |
+//! | 5632 | 28 | 5 | 512 | 1.8 | 1 |
 //! | 6144 | 12 | 2 | 64 | 0.5 | 1 |
 //! | 6656 | 20 | 3 | 512 | 2.5 | 1 |
 //! | 7168 | 28 | 4 | 64 | 0.2 | 1 |
@@ -97,6 +98,9 @@ pub(crate) const IN_SLAB: usize = FRAME_SIZE / 8;
 
 /// So many objects a slab has, if so many page frames can hold them.
 const FEW: usize = 4;
+
+/// A slab does not take more frames than this because it would lose less.
+const MANY_FRAMES: usize = 8;
 
 /// The most slots in a slab: the header's summary has a bit for eight of them.
 const MOST_SLOTS: usize = 512;
@@ -186,17 +190,27 @@ impl Geometry {
         let stride = object.size().next_multiple_of(align);
         let least = if stride <= FRAME_SIZE { FEW } else { 1 };
         let mut frames = stride.div_ceil(FRAME_SIZE);
+        let mut fewest = None;
         while frames <= MOST_FRAMES {
             let bytes = frames * FRAME_SIZE;
             let off_slab = stride > IN_SLAB && slots_in(bytes, stride, false) < slots_in(bytes, stride, true);
             let slots = slots_in(bytes, stride, off_slab);
             let lost = bytes - slots * stride + if off_slab { metadata_block(header_bytes(slots)) } else { 0 };
             if slots >= least && lost * 8 < bytes {
-                return Self::with(stride, align, frames as u32, slots, off_slab);
+                let found = Self::with(stride, align, frames as u32, slots, off_slab);
+                if frames == 1 || stride <= IN_SLAB || lost * 20 < bytes {
+                    return found;
+                }
+                if fewest.is_none() {
+                    fewest = found;
+                }
+            }
+            if frames >= MANY_FRAMES && fewest.is_some() {
+                break;
             }
             frames += 1;
         }
-        None
+        fewest
     }
 
     const fn with(stride: usize, align: usize, frames: u32, slots: usize, off_slab: bool) -> Option<Self> {

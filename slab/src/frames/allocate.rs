@@ -40,7 +40,7 @@ impl<P: Platform> Frames<P> {
     /// No more than `count` frames are taken.
     ///
     /// At worst, each zone that is asked merges the up to 72 blocks that wait unmerged, cuts a block 18 times, sets up
-    /// records, in steps of 4 MiB, until there is a large enough block, and looks at 1024 free blocks.
+    /// records, in steps of 2 MiB, until there is a large enough block, and looks at 1024 free blocks.
     #[inline]
     pub fn allocate_run(&self, count: u32, alignment: Order) -> Option<Frame> {
         if self.refuse() {

@@ -56,8 +56,9 @@ impl Error for InitError {}
 const REACH: usize = 8 << 40;
 const CONGRUENT: usize = 1 << 30;
 
-/// Of so many frames the records are made by `init`: 64 MiB. They have 256 KiB.
-const AT_ONCE: u32 = 16 * SECTION;
+/// A range of up to so many frames has all its records made by `init`: 32 MiB. So in small memory each request is served from
+/// the smallest block that there is, and large ones stay.
+const SMALL: u32 = 16 * SECTION;
 
 /// How many frames the tables for some new ranges take, in the order in which they lie.
 #[derive(Debug)]
@@ -149,15 +150,17 @@ impl<P: Platform> Frames<P> {
         self.base.store(base, Relaxed);
         let table = self.pointer(place.start.offset(tables.nodes + tables.stocks));
         let high = largest.start.max(self.zones.start_of_zone(place.start));
-        let at_once = |first: Frame| Frame::new(first.offset(AT_ONCE).number() & !(SECTION - 1));
         // SAFETY: `place` is memory that is ours from now on, and it has room for the direct table behind nodes and stocks.
         unsafe { self.records.set_direct(largest.clone(), high, place.start, self.pointer(high), table) };
+        let is_small = length(&largest) <= SMALL;
         if largest.start < high {
             // What is made later of the low part is all in one zone: those below it are made whole.
             let below = self.zones.start_of_zone(Frame::new(high.number() - 1));
-            self.records.set_up(at_once(largest.start.max(below)).min(high));
+            self.records.set_up(if is_small { high } else { below });
         }
-        self.records.set_up(at_once(high));
+        if is_small {
+            self.records.set_up(largest.end);
+        }
         // SAFETY: as above.
         unsafe { self.build(others, &place, &tables) };
         self.manage(ranges, &place);

@@ -2,8 +2,8 @@
 //!
 //! The records of the largest range at `init` are one table, the *direct* one, in that range's end; those of at most
 //! sixteen frames lie in the allocator itself. A large table has two parts: the *high* one, of the frames in the highest zone
-//! that it reaches into, which serves most requests, and the *low* one, of those before. Of each only the start is set up at
-//! once: the rest follows as the memory is needed, so that `init` takes no longer with more of it.
+//! that it reaches into, which serves most requests, and the *low* one, of those before. Each is set up from its start on as
+//! the memory is needed, so that `init` takes no longer with more of it, and records of what nobody uses take no memory.
 //!
 //! All others are in a radix tree over the frame number, whose nodes are page frames: a leaf has the 256 records of 1 MiB,
 //! above it are two levels of 512 pointers, and a root of 64. So a hole of terabytes costs nothing.
@@ -21,9 +21,9 @@ use crate::sync::Ordering::{Acquire, Relaxed, Release};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize};
 use core::ops::Range;
 
-use super::Frame;
 use super::record::{Owner, Record};
 use super::types::{length, overlap};
+use super::{Frame, Order};
 use crate::memory::FRAME_SIZE;
 
 const LEAF_BITS: u32 = 8;
@@ -32,8 +32,8 @@ const LOWER_SHIFT: u32 = LEAF_BITS + NODE_BITS;
 const UPPER_SHIFT: u32 = LOWER_SHIFT + NODE_BITS;
 const ROOT_ENTRIES: usize = 1 << (u32::BITS - UPPER_SHIFT);
 
-/// Of so many frames the records are set up at a time: 4 MiB. They have 16 KiB.
-pub(crate) const SECTION: u32 = 1024;
+/// Of so many frames, aligned, the records are set up at a time: a large page. They have 8 KiB.
+pub(crate) const SECTION: u32 = Order::LARGE_PAGE.frames();
 
 /// The records of 1 MiB.
 #[derive(Debug)]

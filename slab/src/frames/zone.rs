@@ -153,7 +153,7 @@ impl Zone {
     /// none.
     pub(crate) fn set_up(&mut self, records: &Records, limit: Frame) -> bool {
         let later = self.later(records);
-        let section = later.start..later.end.min(later.start.offset(SECTION));
+        let section = later.start..later.end.min(later.start.block_start(Order::LARGE_PAGE).offset(SECTION));
         if section.is_empty() || section.start >= limit || !records.set_up(section.end) {
             return false;
         }

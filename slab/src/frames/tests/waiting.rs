@@ -120,21 +120,21 @@ fn two_threads_free_frames_together_that_lie_among_each_other() {
     }
 }
 
-/// More than what has records at once: 128 MiB.
+/// More than what has its records at once: 128 MiB.
 const LARGE: usize = 32768;
 
 #[test]
-fn init_makes_as_many_records_however_much_memory_there_is() {
-    let start_of_later = |frames: usize| {
+fn init_makes_the_records_of_small_memory_only() {
+    let later = |frames: usize| {
         let machine = Machine::new(START, frames);
         let frames = all_of::<NoInterrupts>(&machine);
         frames.verify().unwrap();
-        frames.records.later()[1].start
+        frames.records.later()[1].clone()
     };
-    let made = start_of_later(LARGE);
-    assert_eq!(made, nth(16384));
+    assert!(later(8192).is_empty());
+    assert_eq!(later(8193).start, nth(0));
     if !cfg!(miri) {
-        assert_eq!(start_of_later(8 * LARGE), made);
+        assert_eq!(later(8 * LARGE).start, nth(0));
     }
 }
 
@@ -147,10 +147,12 @@ fn memory_whose_records_are_made_later_is_as_any_other() {
     assert_eq!(before.total, LARGE);
     let pages = take_all(&frames, Order::LARGE_PAGE);
     assert_eq!(pages.len(), before.free / 512);
+    let rest = take_all(&frames, Order::ZERO);
     frames.verify().unwrap();
     assert!(frames.records.later()[1].is_empty());
     assert_eq!(frames.owner(nth(LARGE as u64 - 1)), Owner::Records);
     pages.iter().for_each(|page| free(&frames, *page, Order::LARGE_PAGE));
+    rest.iter().for_each(|frame| free(&frames, *frame, Order::ZERO));
     assert_eq!(frames.stats(), before, "all has merged, and there is no more than there was");
     frames.verify().unwrap();
 }
@@ -195,11 +197,11 @@ fn records_are_made_later_in_the_lower_zones_too() {
     let machine = Machine::new(START, 3 * LARGE);
     let boundaries = [1, 2 * LARGE as u64];
     let new = || -> Frames<NoInterrupts> { frames_of(&machine, &[machine.region()], boundaries) };
-    let (high, at_once) = (nth(2 * LARGE as u64), 16_384);
+    let high = nth(2 * LARGE as u64);
     let frames = new();
     let before = frames.stats();
     let tables = nth(3 * LARGE as u64 - before.metadata as u64);
-    let later = [nth(at_once)..high, high.offset(at_once as u32)..tables];
+    let later = [nth(1)..high, high..tables];
     assert_eq!(frames.records.later(), later);
     // What is asked for by its place, and what has to be low: the other part is left alone.
     let run = nth(20_000);
@@ -222,9 +224,11 @@ fn records_are_made_later_in_the_lower_zones_too() {
     let frames = new();
     let pages = take_all(&frames, Order::LARGE_PAGE);
     assert!(pages.len() >= before.free / 512 - 4);
+    let rest = take_all(&frames, Order::ZERO);
     assert!(frames.records.later().iter().all(|later| later.is_empty()));
     frames.verify().unwrap();
     pages.iter().for_each(|page| free(&frames, *page, Order::LARGE_PAGE));
+    rest.iter().for_each(|frame| free(&frames, *frame, Order::ZERO));
     assert_eq!(frames.stats(), before);
     let frames = new();
     assert_eq!(
@@ -261,12 +265,13 @@ fn each_of_three_large_zones_has_all_its_memory() {
 }
 
 #[test]
-fn a_small_lower_zone_has_its_records_at_once() {
+fn the_lowest_of_three_zones_has_its_records_at_once() {
     let machine = Machine::new(START, LARGE);
-    let frames: Frames<NoInterrupts> = frames_of(&machine, &[machine.region()], [1000, 1000]);
+    let frames: Frames<NoInterrupts> = frames_of(&machine, &[machine.region()], [1000, 2000]);
     let [low, high] = frames.records.later();
-    assert!(low.is_empty() && high.start >= nth(1000 + 15_000), "{low:?}, {high:?}");
-    let low = frames.allocate_below(1000, Order::ZERO, nth(1000).address()).unwrap();
+    assert!(low == (nth(1000)..nth(2000)) && high.start == nth(2000), "{low:?}, {high:?}");
+    let low = [1000, 2000].map(|limit| frames.allocate_below(1000, Order::ZERO, nth(limit).address()).unwrap());
+    assert_eq!(low, [0, 1000].map(nth));
     frames.verify().unwrap();
-    free_run(&frames, low, 1000);
+    low.into_iter().for_each(|run| free_run(&frames, run, 1000));
 }
