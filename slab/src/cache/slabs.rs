@@ -250,13 +250,6 @@ impl<P: Platform> Slabs<P> {
         }
     }
 
-    /// The slab that starts at `first`, where one of this cache does.
-    fn slab_if(&self, frames: &Frames<P>, first: Frame) -> Option<Slab<'_>> {
-        let is_first = frames.is_in_slab(first, self.geometry.finder.owner) && self.geometry.first_of(first) == first;
-        // SAFETY: the record says so, and the lock of the lists, in which it is, keeps it.
-        is_first.then(|| unsafe { self.slab(frames, first) })
-    }
-
     /// Takes up to 64 objects back whose slots are [`CACHED`], all with one hold of the lock. Those that are no such objects
     /// are reported when the others are back. Returns the slabs that leave the cache.
     pub(crate) fn put<'a, I>(&'a self, shared: &'a Caches<P>, objects: I, constructed: bool) -> Leaving<'a, P>
@@ -304,13 +297,6 @@ impl<P: Platform> Slabs<P> {
         leaving
     }
 
-    /// The slab around `object`.
-    fn slab_of(&self, frames: &Frames<P>, object: *mut u8) -> Option<(Frame, Slab<'_>)> {
-        let first = self.first_of(frames, object)?;
-        // SAFETY: the record says that it is a slab of this cache.
-        Some((first, unsafe { self.slab(frames, first) }))
-    }
-
     /// Whether `object` is in the slab of this cache that starts at `first`.
     fn is_around(&self, frames: &Frames<P>, first: Frame, object: *mut u8) -> bool {
         frames.frame_of(object).is_some_and(|frame| {
@@ -333,9 +319,7 @@ impl<P: Platform> Slabs<P> {
     /// Takes this object, if it is free. Its slot is [`CACHED`] then.
     pub(crate) fn take_this(&self, frames: &Frames<P>, object: *mut u8) -> bool {
         let mut state = self.state.lock();
-        let Some(first) = self.first_of(frames, object) else { return false };
-        // SAFETY: the record says that it is a slab of this cache.
-        let slab = unsafe { self.slab(frames, first) };
+        let Some((first, slab)) = self.slab_of(frames, object) else { return false };
         let taken = slab.slot_of(object).is_some_and(|slot| slab.take_this(slot));
         state.numbers.taken += usize::from(taken);
         self.place(&mut state, frames, first, slab);
@@ -525,7 +509,7 @@ impl<P: Platform> Slabs<P> {
     /// The first slot that is allocated in the slab at `from`, and does not start before that.
     pub(crate) fn used_from(&self, frames: &Frames<P>, from: *const u8) -> Option<*mut u8> {
         let _walk = Walk::begin(self)?;
-        let slab = self.slab_if(frames, self.first_of(frames, from)?)?;
+        let (_, slab) = self.slab_of(frames, from)?;
         let skipped = from.addr().saturating_sub(slab.object(0).addr()).div_ceil(self.geometry.stride);
         let is_used = |&slot: &usize| slab.states().get(slot).is_some_and(|state| state.load(Relaxed) >= AUDITED);
         (skipped..self.geometry.slots).find(is_used).map(|slot| slab.object(slot))

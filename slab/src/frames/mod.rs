@@ -138,10 +138,12 @@ impl<P> Frames<P> {
         self.records.owner(frame)
     }
 
-    /// Whether `frame` is part of a slab of `owner`.
+    /// Where the header of the slab is that `frame` is part of, if it is one of `owner`.
     #[inline]
-    pub(crate) fn is_in_slab(&self, frame: Frame, owner: SlabOwner) -> bool {
-        self.records.get(frame).is_some_and(|record| record.is_of(owner))
+    pub(crate) fn header_of_slab(&self, frame: Frame, owner: SlabOwner) -> Option<*mut u8> {
+        let record = self.records.get(frame)?;
+        let header = record.header();
+        record.is_of(owner).then(|| self.base.load(Relaxed).wrapping_add(header))
     }
 
     /// The physical address that `pointer` points to, if a slab of `owner` is there, and where the slab's header is: in the

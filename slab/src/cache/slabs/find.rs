@@ -11,9 +11,7 @@ use crate::sync::AtomicU8;
 impl<P: Platform> Slabs<P> {
     /// The object that `pointer` is in or would be, and its slot, where that is in a slab of this cache.
     pub(crate) fn around(&self, frames: &Frames<P>, pointer: *const u8) -> Option<(*mut u8, usize)> {
-        let first = self.first_of(frames, pointer)?;
-        // SAFETY: the record says that it is a slab of this cache.
-        let slab = unsafe { self.slab(frames, first) };
+        let (_, slab) = self.slab_of(frames, pointer)?;
         let slot = pointer.addr().checked_sub(slab.object(0).addr())? / self.geometry.stride;
         (slot < self.geometry.slots).then(|| (slab.object(slot), slot))
     }
@@ -24,9 +22,7 @@ impl<P: Platform> Slabs<P> {
     /// no object of this cache, or it reads a state that is no [`USED`].
     #[inline]
     pub(crate) fn find(&self, frames: &Frames<P>, object: *const u8) -> Result<(Slab<'_>, usize), Fault> {
-        let first = self.first_of(frames, object).ok_or_else(|| frames.fault_of(object))?;
-        // SAFETY: the record says that it is a slab of this cache.
-        let slab = unsafe { self.slab(frames, first) };
+        let (_, slab) = self.slab_of(frames, object).ok_or_else(|| frames.fault_of(object))?;
         let slot = slab.slot_of(object).ok_or(Fault::BadBase)?;
         Ok((slab, slot))
     }
@@ -34,9 +30,9 @@ impl<P: Platform> Slabs<P> {
     /// The state of the slot of an object; `None` where [`find`](Self::find) says that there is none.
     #[inline]
     pub(crate) fn state(&self, frames: &Frames<P>, object: *const u8) -> Option<&AtomicU8> {
-        let first = self.first_of(frames, object)?;
-        let start = frames.pointer(first);
-        let header = self.header(frames, first, start);
+        let frame = frames.frame_of(object)?;
+        let header = frames.header_of_slab(frame, self.geometry.finder.owner)?;
+        let start = frames.pointer(self.geometry.first_of(frame));
         // SAFETY: the record says that it is a slab of this cache.
         unsafe { Slab::state_at(header, &self.geometry.finder, object.addr().wrapping_sub(start.addr())) }
     }
@@ -66,10 +62,25 @@ impl<P: Platform> Slabs<P> {
             || self.state(frames, round.object).is_some_and(|state| core::ptr::eq(state, round.state))
     }
 
+    /// The slab of this cache that `object` is in, and its first frame.
     #[inline]
-    pub(super) fn first_of(&self, frames: &Frames<P>, object: *const u8) -> Option<Frame> {
-        let frame = frames.frame_of(object)?;
-        frames.is_in_slab(frame, self.geometry.finder.owner).then(|| self.geometry.first_of(frame))
+    pub(super) fn slab_of(&self, frames: &Frames<P>, object: *const u8) -> Option<(Frame, Slab<'_>)> {
+        self.slab_with(frames, frames.frame_of(object)?)
+    }
+
+    /// The slab of this cache that `frame` is part of.
+    #[inline]
+    fn slab_with(&self, frames: &Frames<P>, frame: Frame) -> Option<(Frame, Slab<'_>)> {
+        let header = frames.header_of_slab(frame, self.geometry.finder.owner)?;
+        let first = self.geometry.first_of(frame);
+        // SAFETY: the record says that it is a slab of this cache, every one of which has its geometry.
+        Some((first, unsafe { Slab::at(frames.pointer(first), header, &self.geometry) }))
+    }
+
+    /// The slab that starts at `first`, where one of this cache does.
+    #[inline]
+    pub(super) fn slab_if(&self, frames: &Frames<P>, first: Frame) -> Option<Slab<'_>> {
+        self.slab_with(frames, first).filter(|(start, _)| *start == first).map(|(_, slab)| slab)
     }
 
     /// The slab at `first`.
