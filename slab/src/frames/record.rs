@@ -183,8 +183,8 @@ impl Record {
         self.owner.store(owner.word(), Release);
     }
 
-    /// Where the header of the slab is; meaningless unless the frame is part of one, which is to be asked *afterwards*: what
-    /// is read before that is of the slab then, also where the slab was made just now.
+    /// Where the header of the slab is, if the frame is part of one. That is to be asked *afterwards*: then a bad free that
+    /// comes while the slab leaves does not take for a place what its record says next.
     #[inline]
     pub(crate) fn header(&self) -> usize {
         self.place.load(Acquire) as usize
