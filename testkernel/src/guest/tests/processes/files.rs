@@ -182,6 +182,33 @@ fn a_64_bit_program_may_be_anywhere_below_the_kernel() {
     assert_eq!(refused(&file.with_memory_at(TOP + 4096, 1).bytes()), Some(LoadError::BadAddress(TOP + 4096)));
 }
 
+program!(uses_zeroes:
+    "movl $0x0804a000, %ecx", "movl (%ecx), %ebx", "addl $7, %ebx", "movl %ebx, (%ecx)",
+    "movl $1, %eax", "int $0x80");
+test!(what_is_not_loaded_need_not_be_in_the_file);
+fn what_is_not_loaded_need_not_be_in_the_file() {
+    const SECTIONS: [u16; 3] = [40, 30, 29];
+    for (bits, machine, [offset, sections, counts]) in
+        [(32, I386, [0x34 + 0x20 + 4, 0x20, 0x2e]), (64, X86_64, [0x40 + 0x38 + 8, 0x28, 0x3a])]
+    {
+        let code = Segment::load(R | X, 0x0804_9000, code_of(uses_zeroes()));
+        let file = File { bits, machine, segments: vec![code], ..File::good() }.with_memory_at(0x0804_a000, 4);
+        let mut bytes = file.bytes();
+        // The offset of the segment that has nothing but zeroes: behind the end, or where no file can have it.
+        for behind in [0x1_0000_u32, u32::MAX - 7] {
+            bytes[offset..][..4].copy_from_slice(&behind.to_le_bytes());
+            assert_eq!(run(&bytes), Exit::Status(7));
+        }
+        // A table of sections, which is cut off, and whose entries have no size.
+        bytes[sections..][..4].copy_from_slice(&0x5000_u32.to_le_bytes());
+        for size in [SECTIONS[0], 0x1234] {
+            let halves = [size, SECTIONS[1], SECTIONS[2]];
+            bytes[counts..][..6].copy_from_slice(&halves.map(u16::to_le_bytes).concat());
+            assert_eq!(run(&bytes), Exit::Status(7));
+        }
+    }
+}
+
 test!(a_file_that_is_cut_off_is_refused);
 fn a_file_that_is_cut_off_is_refused() {
     for whole in [File::good().bytes(), File::good_64().bytes()] {
