@@ -17,12 +17,12 @@
 //! 0x00010000  lowest address
 //!             segments of the program, then what lies below the break, which grows up
 //!             what mmap2 has mapped, from the highest free address down
-//! 0xbffbf000  stack, 256 KiB
+//! 0xbf7ff000  stack, 8 MiB
 //! 0xc0000000  end of what calls map, and of a 32-bit program; segments of a 64-bit one may be above, up to 128 TiB
 //! ```
 //!
-//! Memory is *reserved* when it is mapped, and *resident* when it has a page frame: from the first use of each page on, or
-//! at once where [`Options::eager`] says so. A process that does what it may not is ended, and it alone; so is one for which
+//! Memory is *reserved* when it is mapped, and *resident* when it has a page frame: from the first use of each page on, or,
+//! but for the stack, at once where [`Options::eager`] says so. A process that does what it may not is ended, and it alone; so is one for which
 //! there is no memory. When it has ended all its frames are free, those of its page tables too.
 //!
 //! | module | what it is |
@@ -106,8 +106,8 @@ pub struct Options {
     pub name: &'static str,
     /// The number of the CPU that it starts on; `None` for that of the caller.
     pub cpu: Option<usize>,
-    /// Whether all memory has its page frames from the moment on at which it is mapped. Where there are none then, the call
-    /// fails.
+    /// Whether all memory but the stack has its page frames from the moment on at which it is mapped. Where there are none
+    /// then, the call fails.
     pub eager: bool,
     /// Bytes that it may have mapped at a time, its segments and stack included: as RLIMIT_AS of setrlimit(2).
     pub limit: u64,
