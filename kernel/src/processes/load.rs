@@ -8,7 +8,7 @@
 use core::fmt;
 use core::ops::Range;
 
-use elf::abi::{EI_NIDENT, EM_386, EM_X86_64, ET_EXEC, PF_R, PF_W, PF_X, PT_INTERP, PT_LOAD};
+use elf::abi::{EI_NIDENT, EM_386, EM_X86_64, ET_EXEC, PF_R, PF_W, PF_X, PT_GNU_STACK, PT_INTERP, PT_LOAD};
 use elf::endian::LittleEndian;
 use elf::file::{Class, FileHeader, parse_ident};
 use elf::parse::ParseAt;
@@ -101,7 +101,7 @@ impl Width {
 pub(super) fn load(elf: &[u8], space: &mut Space) -> Result<TrapFrame, LoadError> {
     let (file, width) = parse(elf)?;
     // First, so that no segment lies over it.
-    let stack = make_stack(space, width)?;
+    let stack = make_stack(space, width, file.stack_protection())?;
     let mut end = None;
     for header in file.segments() {
         let header = header?;
@@ -174,6 +174,16 @@ impl<'a> File<'a> {
         self.headers.iter().filter(loaded).map(checked)
     }
 
+    /// What may be done with the stack: executed only where the file asks for it. A file that says nothing has no such stack,
+    /// other than with Linux, where i386 programs that know of no such header may execute all that they may read.
+    fn stack_protection(&self) -> Protection {
+        let asked = self.headers.iter().filter(|header| header.p_type == PT_GNU_STACK).last();
+        match asked {
+            Some(header) if header.p_flags & PF_X != 0 => Protection::DATA.with(Protection::EXECUTE),
+            _ => Protection::DATA,
+        }
+    }
+
     /// What the file has for a segment: where that is nothing, its offset means nothing.
     fn bytes_of(&self, header: &ProgramHeader) -> Option<&'a [u8]> {
         if header.p_filesz == 0 { Some(&[]) } else { bytes_at(self.elf, header.p_offset, header.p_filesz) }
@@ -194,11 +204,11 @@ fn mapping_of(header: &ProgramHeader, width: Width) -> Result<Mapping, LoadError
 
 /// Maps the stack, and puts there what the System V ABI has a program find: no arguments but a name, no environment, and
 /// the size of a page among the auxiliary values. Gives the stack pointer.
-fn make_stack(space: &mut Space, width: Width) -> Result<u64, LoadError> {
+fn make_stack(space: &mut Space, width: Width, protection: Protection) -> Result<u64, LoadError> {
     const NAME: &[u8] = b"program\0";
     const AT_PAGESZ: u64 = 6;
     let Range { start, end } = STACK;
-    space.map_new(Mapping { start, end, protection: Protection::DATA, kind: Kind::Stack })?;
+    space.map_new(Mapping { start, end, protection, kind: Kind::Stack })?;
     let name = end - NAME.len() as u64;
     let words = [1, name, 0, 0, AT_PAGESZ, PAGE, 0, 0];
     let size = if width == Width::Bits32 { 4 } else { 8 };

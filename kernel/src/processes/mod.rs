@@ -21,6 +21,8 @@
 //! 0xc0000000  end of what calls map, and of a 32-bit program; segments of a 64-bit one may be above, up to 128 TiB
 //! ```
 //!
+//! The stack can be executed where a header PT_GNU_STACK of the file asks for it; where there is none it cannot.
+//!
 //! Memory is *reserved* when it is mapped, and *resident* when it has a page frame: from the first use of each page on, or,
 //! but for the stack, at once where [`Options::eager`] says so. A process that does what it may not is ended, and it alone; so is one for which
 //! there is no memory. When it has ended all its frames are free, those of its page tables too.

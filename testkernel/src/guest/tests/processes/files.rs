@@ -1,5 +1,6 @@
 //! ELF files: elf(5). Those that are as linkers make them run; those that are wrong are told, and leave nothing.
 
+use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -168,6 +169,26 @@ fn a_program_as_linkers_make_it_runs() {
     for elf in [writes_to_constants(), runs_data()] {
         let exit = run(&third_party(elf));
         assert!(matches!(exit, Exit::Killed(_)), "{exit}");
+    }
+}
+
+program!(calls_its_stack: "pushl $0xc3", "calll *%esp", "exit $42");
+// The flags of PT_GNU_STACK; the last one counts. Without it: `rights`.
+test!(a_stack_is_executable_where_the_file_says_so);
+fn a_stack_is_executable_where_the_file_says_so() {
+    for (bits, machine) in [(32, I386), (64, X86_64)] {
+        let code = Segment::load(R | X, 0x0804_9000, code_of(calls_its_stack()));
+        let with_stack = |headers: &[u32]| {
+            let stack = |&flags| Segment { kind: GNU_STACK, ..Segment::load(flags, 0, &[]) };
+            let segments = headers.iter().map(stack).chain([code.clone()]).collect();
+            run(&File { bits, machine, segments, ..File::good() }.bytes())
+        };
+        assert_eq!(with_stack(&[R | W | X]), Exit::Status(42));
+        assert_eq!(with_stack(&[R | W, R | W | X]), Exit::Status(42));
+        for headers in [&[R | W][..], &[R | W | X, R | W], &[]] {
+            let Exit::Killed(killed) = with_stack(headers) else { panic!("{headers:?}") };
+            assert!(killed.to_string().contains("not allowed in stack "), "{killed}");
+        }
     }
 }
 
