@@ -11,7 +11,8 @@
 //! | 91 | `munmap` | munmap(2) |
 //! | 192 | `mmap2`, of no file | mmap2(2) |
 //!
-//! Every other number gives -ENOSYS.
+//! Every other number gives -ENOSYS. `brk` and `sbrk` as a C library has them, with -1 and errno, are a few instructions around
+//! call 45: `libc_brk` and `libc_sbrk` in the test kernel's `programs/macros.s`.
 //!
 //! ```text
 //! 0x00010000  lowest address

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use kernel::processes::{Call, Exit, Options};
 
 use super::super::support::frames;
-use super::{program, programs, succeeds, test, unchanged, watched};
+use super::{program, programs, run, succeeds, test, unchanged, watched};
 
 program!(break_returns:
     "brk $0", "movl %eax, %ebp",
@@ -28,29 +28,47 @@ fn the_call_returns_the_break_that_is_in_force() {
 }
 
 program!(break_wrappers:
-    // brk: 0, or -1 (ENOMEM). sbrk: the previous break, or -1.
     "jmp 1f",
-    "2: brk 4(%esp)", "cmpl 4(%esp), %eax", "movl $0, %eax", "jae 3f", "movl $-1, %eax", "3: ret",
-    "4: brk $0", "movl %eax, %esi", "addl 4(%esp), %eax", "movl %eax, %ebx", "movl $45, %eax", "int $0x80",
-    "cmpl %ebx, %eax", "movl %esi, %eax", "je 3f", "movl $-1, %eax", "3: ret",
-    "1: pushl $0", "calll 4b", "movl %eax, %ebp",
-    "pushl $4096", "calll 4b", "expect %ebp, 1",
-    "pushl $0", "calll 4b", "leal 4096(%ebp), %ecx", "expect %ecx, 2",
-    "pushl $-4096", "calll 4b", "leal 4096(%ebp), %ecx", "expect %ecx, 3",
-    "pushl $0", "calll 4b", "expect %ebp, 4",
-    "pushl $0xbf000000",
-    "calll 4b",
-    "expect $-1, 5",
-    "pushl %ebp",
-    "calll 2b",
-    "expect $0, 6",
-    "pushl $0xd0000000", "calll 2b", "expect $-1, 7",
-    "pushl $-4096", "calll 4b", "expect $-1, 8",
+    // What they have returned is ECX, and errno is ESI from then on.
+    "2: cmpl %ecx, %eax", "jne 5f", "cmpl %esi, (%ebp)", "jne 5f", "movl $0x55, (%ebp)", "ret",
+    "5: exit %edi",
+    "1: pushl $0x55", "movl %esp, %ebp",
+    "libc_sbrk $0", "pushl %eax",
+    // It succeeds, and errno is as it was.
+    "movl $0x55, %esi",
+    "movl $1, %edi", "libc_sbrk $4096", "movl -4(%ebp), %ecx", "calll 2b",
+    "movl $2, %edi", "libc_sbrk $0", "movl -4(%ebp), %ecx", "addl $4096, %ecx", "calll 2b",
+    "movl $3, %edi", "libc_sbrk $-4096", "movl -4(%ebp), %ecx", "addl $4096, %ecx", "calll 2b",
+    "movl $4, %edi", "libc_sbrk $0", "movl -4(%ebp), %ecx", "calll 2b",
+    "movl $5, %edi", "libc_brk -4(%ebp)", "xorl %ecx, %ecx", "calll 2b",
+    // It fails: above what a program can have, in the stack, below the start, and beyond 32 bits.
+    "movl $12, %esi",
+    "movl $6, %edi", "libc_brk $0xd0000000", "movl $-1, %ecx", "calll 2b",
+    "movl $7, %edi", "libc_brk %esp", "movl $-1, %ecx", "calll 2b",
+    "movl $8, %edi", "libc_sbrk $-4096", "movl $-1, %ecx", "calll 2b",
+    "movl $9, %edi", "libc_sbrk $0x80000000", "movl $-1, %ecx", "calll 2b",
+    "movl $10, %edi", "libc_brk $4096", "movl $-1, %ecx", "calll 2b",
+    // Nothing has changed.
+    "movl $0x55, %esi", "movl $11, %edi", "libc_sbrk $0", "movl -4(%ebp), %ecx", "calll 2b",
     "exit $0");
-// What a C library makes of it: 0, or -1 with ENOMEM; sbrk returns the previous break.
 test!(brk_and_sbrk_of_a_library_come_of_it);
+/// *Wrapper: 0, or -1 with ENOMEM. `sbrk(n)` returns the previous break, or -1 with ENOMEM; `sbrk(0)` queries.*
 fn brk_and_sbrk_of_a_library_come_of_it() {
     succeeds(break_wrappers());
+}
+
+program!(breaks_high:
+    "pushl $0x55", "movl %esp, %ebp",
+    "libc_brk $0xa0000000", "expect $0, 1", "cmpl $0x55, (%ebp)", "jne 5f",
+    // Above what a program can have; then the sum is a break that could be, but for the carry.
+    "libc_sbrk $0x30000000", "expect $-1, 2", "cmpl $12, (%ebp)", "jne 5f", "movl $0x55, (%ebp)",
+    "libc_sbrk $0x70000000", "expect $-1, 3", "cmpl $12, (%ebp)", "jne 5f",
+    "libc_sbrk $0", "expect $0xa0000000, 4",
+    "exit $0",
+    "5: exit $5");
+test!(sbrk_beyond_the_end_of_addresses_fails);
+fn sbrk_beyond_the_end_of_addresses_fails() {
+    assert_eq!(run(breaks_high()), Exit::Status(0));
 }
 
 program!(break_in_bytes:
