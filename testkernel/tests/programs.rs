@@ -137,6 +137,18 @@ fn the_break_is_seen_to_grow_by_64_mib_and_to_be_reset() {
 }
 
 #[test]
+fn a_demo_shows_the_eager_run_alone() {
+    for (demo, calls) in [("brk", "brk("), ("mmap", "mmap2(")] {
+        let output = launcher(&["--demo", demo, "--eager"]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let text = stdout(&output);
+        assert!(text.starts_with(&format!("{demo}:eager: ")), "{text}");
+        assert_eq!((rows(&text, "start").len(), rows(&text, "exit status 0").len()), (1, 1), "{text}");
+        assert!(!rows(&text, calls).is_empty() && !text.contains("killed"), "{text}");
+    }
+}
+
+#[test]
 fn the_mappings_are_seen_to_come_and_go_and_to_be_protected() {
     let output = launcher(&["--demo", "mmap"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");

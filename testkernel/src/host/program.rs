@@ -84,15 +84,17 @@ pub fn run(args: &Args, file: &Path) -> Result<ExitCode> {
     })
 }
 
-/// Runs programs of the kernel's own. The exit code is 0 where each has ended as it should.
+/// Runs programs of the kernel's own, or those of them that are backed eagerly. The exit code is 0 where each has ended as it
+/// should.
 pub fn demo(args: &Args, programs: &[Shown]) -> Result<ExitCode> {
+    let programs: Vec<_> = programs.iter().filter(|(name, ..)| !args.eager || name.ends_with(EAGER)).copied().collect();
     setup::ensure(needs(args.boot))?;
     let Kernel { elf, ramdisk, .. } = kernel()?;
     let machine = machine(args, &elf, &ramdisk)?;
     let names: Vec<_> = programs.iter().map(|(name, ..)| (*name).to_owned()).collect();
-    let mut show = Show::new(io::stdout(), programs);
+    let mut show = Show::new(io::stdout(), &programs);
     watch(&machine, args, &names, &mut show)?;
-    let as_expected = show.outcomes.iter().zip(programs).all(|(outcome, (.., expected))| outcome.is(*expected));
+    let as_expected = show.outcomes.iter().zip(&programs).all(|(outcome, (.., expected))| outcome.is(*expected));
     let good = as_expected && show.outcomes.len() == programs.len() && !show.has_lost_frames;
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
