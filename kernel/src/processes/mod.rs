@@ -1,18 +1,28 @@
 //! Processes: programs in ring 3, each in an address space of its own.
 //!
 //! A program is a static ELF file, 64-bit, or for i386 in compatibility mode. It runs as a [thread](crate::threads) of the
-//! kernel, so it is pre-empted, runs on any CPU, and may use SSE. It knows five calls of Linux, by `int 0x80`:
+//! kernel, so it is pre-empted, runs on any CPU, and may use SSE. It knows five calls of Linux, by `int 0x80`; an error is
+//! -1 to -4095:
 //!
-//! | number | call | manual page |
-//! |---|---|---|
-//! | 1 | `exit` | exit(2) |
-//! | 4 | `write`, to 1 and 2 | write(2) |
-//! | 45 | `brk` | brk(2) |
-//! | 91 | `munmap` | munmap(2) |
-//! | 192 | `mmap2`, of no file | mmap2(2) |
+//! | call, manual page | promise |
+//! |---|---|
+//! | 1 `exit(status)`, exit(2) | ends the process with the lowest byte of the status; all its page frames are free then |
+//! | 4 `write(fd, text, n)`, write(2) | to 1 and 2; `n`, all of it written; EBADF, EFAULT |
+//! | 45 `brk(address)`, brk(2) | the new break, else the one that stays: where it would be below its start, above 3 GiB or over a mapping, or there is no memory; 0 queries. It counts bytes, and is backed by whole pages: what has grown reads as zero, what has shrunk gives whole pages back |
+//! | 91 `munmap(address, length)`, mmap(2) | 0, also where nothing is mapped; the length rounds up to pages; a mapping that is unmapped in part is cut, or split in two. Its page frames are free, and no CPU reaches them. EINVAL: not the address of a page, no length, or beyond 3 GiB; ENOMEM: too many mappings |
+//! | 192 `mmap2(address, length, rights, flags, fd, pages)`, mmap2(2) | the address of a page, near the one that is asked for or the highest that is free; the length rounds up to pages, which read as zero. The offset counts pages of 4096 bytes |
 //!
-//! Every other number gives -ENOSYS. `brk` and `sbrk` as a C library has them, with -1 and errno, are a few instructions around
-//! call 45: `libc_brk` and `libc_sbrk` in the test kernel's `programs/macros.s`.
+//! | `mmap2` | promise |
+//! |---|---|
+//! | rights | what they do not have faults; none: the addresses are reserved, and any access faults |
+//! | MAP_ANONYMOUS | has to be: EBADF without, as there are no files; and just one of MAP_PRIVATE and MAP_SHARED: EINVAL |
+//! | MAP_FIXED | at that address, in place of what is there; EINVAL: not of a page; EPERM: in the first 64 KiB; ENOMEM: beyond 3 GiB. Where memory is missing that has to be there at once, what was there is gone |
+//! | MAP_FIXED_NOREPLACE | as that, but EEXIST where something is there |
+//! | other errors | EINVAL: no length; ENOMEM: no addresses, memory or room for one more; EOVERFLOW: the offset and the length do not fit |
+//!
+//! Every other number gives -ENOSYS. `brk` and `sbrk` as a C library has them are a few instructions around call 45: 0, or the
+//! break that was before; -1 with ENOMEM in errno where they fail. They are `libc_brk` and `libc_sbrk` in the test kernel's
+//! `programs/macros.s`.
 //!
 //! ```text
 //! 0x00010000  lowest address

@@ -106,7 +106,7 @@ fn read(file: &Path) -> Result<Vec<u8>> {
         .with_context(|| format!("cannot read the program {shown}; name an ELF file that is linked statically"))?;
     ensure!(
         program.starts_with(b"\x7fELF"),
-        "{shown} is not an ELF file; link the program statically for i386, as `gcc -m32 -static -no-pie` does"
+        "{shown} is not an ELF file; link the program statically for i386, as `gcc -m32 -nostdlib -static -no-pie` does"
     );
     Ok(program)
 }

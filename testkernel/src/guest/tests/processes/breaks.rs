@@ -21,8 +21,9 @@ program!(break_returns:
     "brk $0", "expect %edi, 8",
     "movl $1, 99(%ebp)",
     "exit $0");
-// Success returns the new break; failure returns the current one, unchanged; 0 queries.
 test!(the_call_returns_the_break_that_is_in_force);
+/// *Raw `brk(addr)`: success returns the new break; failure returns the current break, unchanged. `brk(0)` queries.
+/// Below the start: failure, nothing changed.*
 fn the_call_returns_the_break_that_is_in_force() {
     succeeds(break_returns());
 }
@@ -90,8 +91,8 @@ program!(break_in_bytes:
     "cmpl $0, 8192(%ebp)", "jne 5f",
     "exit $0",
     "5: exit $9");
-// Byte-granular; grown memory reads as zero.
 test!(the_break_counts_bytes_and_what_has_grown_is_zero);
+/// *The break is byte-granular. Grown memory reads as zero.*
 fn the_break_counts_bytes_and_what_has_grown_is_zero() {
     succeeds(break_in_bytes());
 }
@@ -105,8 +106,9 @@ program!(break_frees_pages:
     "leal 4*4096(%ebp), %edi", "brk %edi",
     "brk %ebp",
     "exit $0");
-// Its backing is page-granular: shrinking frees whole pages, and the reset restores the number of free frames exactly.
 test!(a_break_that_shrinks_frees_whole_pages_and_the_reset_all);
+/// *Its backing is page-granular. Shrinking frees whole pages; resetting to the initial break restores the free-frame
+/// count exactly.*
 fn a_break_that_shrinks_frees_whole_pages_and_the_reset_all() {
     let (exit, record) = watched(break_frees_pages(), Options::default());
     assert_eq!(exit, Exit::Status(0));
@@ -139,8 +141,8 @@ program!(break_collides:
     "cmpl $0, 3*4096(%edi)", "jne 5f",
     "exit $0",
     "5: exit $9");
-// Colliding with another mapping: failure, nothing changed.
 test!(a_break_that_meets_a_mapping_stays);
+/// *Colliding with another mapping: failure, nothing changed.*
 fn a_break_that_meets_a_mapping_stays() {
     succeeds(break_collides());
 }
@@ -154,8 +156,8 @@ program!(break_to_limit:
     "mmap2 $0, $4096, $R, $PRIVATE+ANONYMOUS", "testl $4095, %eax", "jnz 5f",
     "exit $0",
     "5: exit $4");
-// Above the limit: failure, nothing changed.
 test!(a_break_above_the_limit_stays);
+/// *Above the limit: failure, nothing changed.*
 fn a_break_above_the_limit_stays() {
     // What the program starts with, and 16 pages.
     let (_, record) = watched(break_to_limit(), Options::default());
@@ -166,8 +168,9 @@ fn a_break_above_the_limit_stays() {
     }
 }
 
-// Query, +8, +67,108,864, reset, exit with status 0: resident and reserved memory at each step.
 test!(the_worked_example_of_the_break_runs);
+/// *Query the break, grow by 8 bytes, grow by another 67,108,864 bytes, reset, exit with status 0. The kernel reports
+/// resident and reserved memory at each step; after the reset it is back where it started.*
 fn the_worked_example_of_the_break_runs() {
     const LARGE: u64 = 64 << 20;
     for eager in [false, true] {
