@@ -22,7 +22,8 @@ const PAGE: usize = 4096;
 const FRAME: usize = 16;
 
 /// The addresses to return to, from the innermost call on. Where the kernel was entered it ends; and where it meets
-/// something else than a frame.
+/// something else than a frame. Where a trap was taken in the kernel, it goes on with the address of the instruction that
+/// was interrupted, and 1; a function that had no frame yet, or no more, hides who called it.
 #[derive(Debug, Clone)]
 pub struct Backtrace {
     /// The address of the next frame: above the last one.

@@ -401,8 +401,8 @@ mod tests {
     fn what_a_program_does_is_read() {
         assert_eq!(Said::parse("begin brk:eager"), Some(Said::Begin("brk:eager")));
         assert_eq!(Said::parse("wrote "), Some(Said::Wrote("")));
-        let Some(Said::Memory(memory)) = Said::parse("memory 0x804a000 3 8 264 0x804a000 brk(0, 1)") else { panic!() };
-        assert_eq!((memory.resident, memory.reserved, memory.call), ("8", "264", "brk(0, 1)"));
+        let Some(Said::Memory(memory)) = Said::parse("memory 0x804a000 3 8 8200 0x804a000 brk(0, 1)") else { panic!() };
+        assert_eq!((memory.resident, memory.reserved, memory.call), ("8", "8200", "brk(0, 1)"));
         assert_eq!(Said::parse("status 7"), Some(Said::Status(7)));
         assert_eq!(Said::parse("frames 10 11"), Some(Said::Frames(10, 11)));
         for payload in ["", "begin", "memory 1 2 3 4 5", "status 256", "frames 1", "else x"] {

@@ -45,25 +45,43 @@ fn rows<'a>(text: &'a str, start: &str) -> Vec<Vec<&'a str>> {
         .collect()
 }
 
-#[test]
-fn a_program_from_a_file_says_what_it_says_and_its_status_is_ours() {
+/// Writes six bytes, and exits with status 3.
+fn writes(name: &str) -> PathBuf {
     let writes_and_exits = [
         b"\xb8\x04\0\0\0\xbb\x01\0\0\0\xb9\x76\x80\x04\x08\xba\x06\0\0\0\xcd\x80".as_slice(), // write(1, ..., 6)
         b"\xb8\x01\0\0\0\xbb\x03\0\0\0\xcd\x80",                                              // exit(3)
         b"@\xff \\n\n",
     ];
-    let program = program("writes", &writes_and_exits.concat());
+    program(name, &writes_and_exits.concat())
+}
+
+/// Whether that is what came of the one above.
+fn has_written(output: &Output) {
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(output.stdout.windows(6).any(|bytes| bytes == b"@\xff \\n\n"), "every byte comes through: {output:?}");
+    let text = stdout(output);
+    assert!(text.contains("\nexit status 3\n"), "{text}");
+    let [start] = &rows(&text, "start")[..] else { panic!("{text}") };
+    assert_eq!(start[1..], ["-", "0x8049000", "2", "8", "8196"]);
+    let [frames] = &rows(&text, "free page frames:")[..] else { panic!("{text}") };
+    assert_eq!(frames[3], frames[5], "all frames are back");
+}
+
+#[test]
+fn a_program_from_a_file_says_what_it_says_and_its_status_is_ours() {
+    let program = writes("writes");
     for more in [&["--memory", "32M"][..], &["--eager", "--cpus", "4"]] {
-        let output = run(&program, more);
-        assert_eq!(output.status.code(), Some(3), "{output:?}");
-        assert!(output.stdout.windows(6).any(|bytes| bytes == b"@\xff \\n\n"), "every byte comes through: {output:?}");
-        let text = stdout(&output);
-        assert!(text.contains("\nexit status 3\n"), "{text}");
-        let [start] = &rows(&text, "start")[..] else { panic!("{text}") };
-        let resident = if more.contains(&"--eager") { "260" } else { "8" };
-        assert_eq!(start[1..], ["-", "0x8049000", "2", resident, "260"]);
-        let [frames] = &rows(&text, "free page frames:")[..] else { panic!("{text}") };
-        assert_eq!(frames[3], frames[5], "all frames are back");
+        has_written(&run(&program, more));
+    }
+}
+
+// The program is in the ramdisk of the image then.
+#[test]
+#[ignore = "slow"]
+fn a_program_from_a_file_runs_from_disk_images_too() {
+    let program = writes("writes-from-disk");
+    for boot in ["bios", "uefi"] {
+        has_written(&run(&program, &["--boot", boot]));
     }
 }
 
@@ -105,17 +123,29 @@ fn the_break_is_seen_to_grow_by_64_mib_and_to_be_reset() {
     // Result, break, mappings, resident and reserved KiB: lazily, then eagerly.
     let calls: Vec<_> = rows(&text, "brk(").into_iter().map(|row| row[1..].join(" ")).collect();
     let expected = [
-        "0x8049000 0x8049000 2 8 260",
-        "0x8049008 0x8049008 3 8 264",
-        "0xc049008 0xc049008 3 12 65800",
-        "0x8049000 0x8049000 2 8 260",
-        "0x8049000 0x8049000 2 260 260",
-        "0x8049008 0x8049008 3 264 264",
-        "0xc049008 0xc049008 3 65800 65800",
-        "0x8049000 0x8049000 2 260 260",
+        "0x8049000 0x8049000 2 8 8196",
+        "0x8049008 0x8049008 3 8 8200",
+        "0xc049008 0xc049008 3 12 73736",
+        "0x8049000 0x8049000 2 8 8196",
+        "0x8049000 0x8049000 2 8 8196",
+        "0x8049008 0x8049008 3 12 8200",
+        "0xc049008 0xc049008 3 65548 73736",
+        "0x8049000 0x8049000 2 8 8196",
     ];
     assert_eq!(calls, expected, "{text}");
     assert_eq!(rows(&text, "exit status 0").len(), 2, "{text}");
+}
+
+#[test]
+fn a_demo_shows_the_eager_run_alone() {
+    for (demo, calls) in [("brk", "brk("), ("mmap", "mmap2(")] {
+        let output = launcher(&["--demo", demo, "--eager"]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let text = stdout(&output);
+        assert!(text.starts_with(&format!("{demo}:eager: ")), "{text}");
+        assert_eq!((rows(&text, "start").len(), rows(&text, "exit status 0").len()), (1, 1), "{text}");
+        assert!(!rows(&text, calls).is_empty() && !text.contains("killed"), "{text}");
+    }
 }
 
 #[test]

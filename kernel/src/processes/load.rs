@@ -8,11 +8,11 @@
 use core::fmt;
 use core::ops::Range;
 
-use elf::ElfBytes;
-use elf::abi::{EM_386, EM_X86_64, ET_EXEC, PF_R, PF_W, PF_X, PT_INTERP, PT_LOAD};
+use elf::abi::{EI_NIDENT, EM_386, EM_X86_64, ET_EXEC, PF_R, PF_W, PF_X, PT_GNU_STACK, PT_INTERP, PT_LOAD};
 use elf::endian::LittleEndian;
-use elf::file::Class;
-use elf::segment::ProgramHeader;
+use elf::file::{Class, FileHeader, parse_ident};
+use elf::parse::ParseAt;
+use elf::segment::{ProgramHeader, SegmentTable};
 
 use super::errno::Errno;
 use super::mappings::{Kind, Mapping, Protection};
@@ -101,16 +101,16 @@ impl Width {
 pub(super) fn load(elf: &[u8], space: &mut Space) -> Result<TrapFrame, LoadError> {
     let (file, width) = parse(elf)?;
     // First, so that no segment lies over it.
-    let stack = make_stack(space, width)?;
+    let stack = make_stack(space, width, file.stack_protection())?;
     let mut end = None;
-    for header in segments(&file)? {
+    for header in file.segments() {
         let header = header?;
         let mapping = mapping_of(&header, width)?;
         if space.is_mapped(&mapping.addresses()) {
             return Err(LoadError::Overlap(mapping.start));
         }
         space.map_new(mapping)?;
-        let bytes = file.segment_data(&header).map_err(|_| LoadError::Damaged)?;
+        let bytes = file.bytes_of(&header).ok_or(LoadError::Damaged)?;
         // What nobody can read need not be there.
         if mapping.protection.is_readable() {
             space.write(header.p_vaddr, bytes).map_err(|_| LoadError::NoMemory)?;
@@ -120,40 +120,74 @@ pub(super) fn load(elf: &[u8], space: &mut Space) -> Result<TrapFrame, LoadError
         end = end.max(Some(below));
     }
     space.start_break(end.ok_or(LoadError::Empty)?);
-    match file.ehdr.e_entry {
+    match file.entry {
         entry if width.addresses().contains(&entry) => Ok(registers(width, entry, stack)),
         entry => Err(LoadError::BadAddress(entry)),
     }
 }
 
-type File<'a> = ElfBytes<'a, LittleEndian>;
+/// A file, of which sections are not read: what a file says of them is for linkers and debuggers, and may be gone.
+struct File<'a> {
+    elf: &'a [u8],
+    entry: u64,
+    headers: SegmentTable<'a, LittleEndian>,
+}
 
 fn parse(elf: &[u8]) -> Result<(File<'_>, Width), LoadError> {
     if !elf.starts_with(b"\x7fELF") {
         return Err(LoadError::NotElf);
     }
-    let file = File::minimal_parse(elf).map_err(|_| LoadError::Damaged)?;
-    let header = &file.ehdr;
+    let (header, headers) = read_headers(elf).ok_or(LoadError::Damaged)?;
     let width = match (header.class, header.e_machine) {
         (Class::ELF32, EM_386) => Width::Bits32,
         (Class::ELF64, EM_X86_64) => Width::Bits64,
         (_, machine) => return Err(LoadError::WrongMachine(machine)),
     };
-    if header.e_type != ET_EXEC || file.segments().is_some_and(|all| all.iter().any(|one| one.p_type == PT_INTERP)) {
+    if header.e_type != ET_EXEC || headers.iter().any(|one| one.p_type == PT_INTERP) {
         return Err(LoadError::NotStatic);
     }
-    Ok((file, width))
+    Ok((File { elf, entry: header.e_entry, headers }, width))
 }
 
-/// The segments that are loaded and not empty.
-fn segments<'a>(
-    file: &File<'a>,
-) -> Result<impl Iterator<Item = Result<ProgramHeader, LoadError>> + use<'a>, LoadError> {
-    let all = file.segments().ok_or(LoadError::Empty)?;
-    let loaded = move |header: &ProgramHeader| header.p_type == PT_LOAD && (header.p_memsz > 0 || header.p_filesz > 0);
-    let checked =
-        |header: ProgramHeader| if header.p_filesz > header.p_memsz { Err(LoadError::Damaged) } else { Ok(header) };
-    Ok(all.iter().filter(loaded).map(checked))
+/// The header of a file, and those of its segments.
+fn read_headers(elf: &[u8]) -> Option<(FileHeader<LittleEndian>, SegmentTable<'_, LittleEndian>)> {
+    let (ident, tail) = elf.split_at_checked(EI_NIDENT)?;
+    let header = FileHeader::parse_tail(parse_ident(ident).ok()?, tail).ok()?;
+    let size = ProgramHeader::validate_entsize(header.class, header.e_phentsize.into()).ok()?;
+    let table = bytes_at(elf, header.e_phoff, size as u64 * u64::from(header.e_phnum))?;
+    let headers = SegmentTable::new(header.endianness, header.class, table);
+    Some((header, headers))
+}
+
+/// What the file has there.
+fn bytes_at(elf: &[u8], offset: u64, length: u64) -> Option<&[u8]> {
+    let end = offset.checked_add(length)?;
+    elf.get(usize::try_from(offset).ok()?..usize::try_from(end).ok()?)
+}
+
+impl<'a> File<'a> {
+    /// The segments that are loaded and not empty.
+    fn segments(&self) -> impl Iterator<Item = Result<ProgramHeader, LoadError>> + use<'a> {
+        let loaded = |header: &ProgramHeader| header.p_type == PT_LOAD && (header.p_memsz > 0 || header.p_filesz > 0);
+        let checked =
+            |header: ProgramHeader| if header.p_filesz > header.p_memsz { Err(LoadError::Damaged) } else { Ok(header) };
+        self.headers.iter().filter(loaded).map(checked)
+    }
+
+    /// What may be done with the stack: executed only where the file asks for it. A file that says nothing has no such stack,
+    /// other than with Linux, where i386 programs that know of no such header may execute all that they may read.
+    fn stack_protection(&self) -> Protection {
+        let asked = self.headers.iter().filter(|header| header.p_type == PT_GNU_STACK).last();
+        match asked {
+            Some(header) if header.p_flags & PF_X != 0 => Protection::DATA.with(Protection::EXECUTE),
+            _ => Protection::DATA,
+        }
+    }
+
+    /// What the file has for a segment: where that is nothing, its offset means nothing.
+    fn bytes_of(&self, header: &ProgramHeader) -> Option<&'a [u8]> {
+        if header.p_filesz == 0 { Some(&[]) } else { bytes_at(self.elf, header.p_offset, header.p_filesz) }
+    }
 }
 
 fn mapping_of(header: &ProgramHeader, width: Width) -> Result<Mapping, LoadError> {
@@ -170,11 +204,11 @@ fn mapping_of(header: &ProgramHeader, width: Width) -> Result<Mapping, LoadError
 
 /// Maps the stack, and puts there what the System V ABI has a program find: no arguments but a name, no environment, and
 /// the size of a page among the auxiliary values. Gives the stack pointer.
-fn make_stack(space: &mut Space, width: Width) -> Result<u64, LoadError> {
+fn make_stack(space: &mut Space, width: Width, protection: Protection) -> Result<u64, LoadError> {
     const NAME: &[u8] = b"program\0";
     const AT_PAGESZ: u64 = 6;
     let Range { start, end } = STACK;
-    space.map_new(Mapping { start, end, protection: Protection::DATA, kind: Kind::Stack })?;
+    space.map_new(Mapping { start, end, protection, kind: Kind::Stack })?;
     let name = end - NAME.len() as u64;
     let words = [1, name, 0, 0, AT_PAGESZ, PAGE, 0, 0];
     let size = if width == Width::Bits32 { 4 } else { 8 };

@@ -1,28 +1,41 @@
 //! Processes: programs in ring 3, each in an address space of its own.
 //!
 //! A program is a static ELF file, 64-bit, or for i386 in compatibility mode. It runs as a [thread](crate::threads) of the
-//! kernel, so it is pre-empted, runs on any CPU, and may use SSE. It knows five calls of Linux, by `int 0x80`:
+//! kernel, so it is pre-empted, runs on any CPU, and may use SSE. It knows five calls of Linux, by `int 0x80`; an error is
+//! -1 to -4095:
 //!
-//! | number | call | manual page |
-//! |---|---|---|
-//! | 1 | `exit` | exit(2) |
-//! | 4 | `write`, to 1 and 2 | write(2) |
-//! | 45 | `brk` | brk(2) |
-//! | 91 | `munmap` | munmap(2) |
-//! | 192 | `mmap2`, of no file | mmap2(2) |
+//! | call, manual page | promise |
+//! |---|---|
+//! | 1 `exit(status)`, exit(2) | ends the process with the lowest byte of the status; all its page frames are free then |
+//! | 4 `write(fd, text, n)`, write(2) | to 1 and 2; `n`, all of it written; EBADF, EFAULT |
+//! | 45 `brk(address)`, brk(2) | the new break, else the one that stays: where it would be below its start, above 3 GiB or over a mapping, or there is no memory; 0 queries. It counts bytes, and is backed by whole pages: what has grown reads as zero, what has shrunk gives whole pages back |
+//! | 91 `munmap(address, length)`, mmap(2) | 0, also where nothing is mapped; the length rounds up to pages; a mapping that is unmapped in part is cut, or split in two. Its page frames are free, and no CPU reaches them. EINVAL: not the address of a page, no length, or beyond 3 GiB; ENOMEM: too many mappings |
+//! | 192 `mmap2(address, length, rights, flags, fd, pages)`, mmap2(2) | the address of a page, near the one that is asked for or the highest that is free; the length rounds up to pages, which read as zero. The offset counts pages of 4096 bytes |
 //!
-//! Every other number gives -ENOSYS.
+//! | `mmap2` | promise |
+//! |---|---|
+//! | rights | what they do not have faults; none: the addresses are reserved, and any access faults |
+//! | MAP_ANONYMOUS | has to be: EBADF without, as there are no files; and just one of MAP_PRIVATE and MAP_SHARED: EINVAL |
+//! | MAP_FIXED | at that address, in place of what is there; EINVAL: not of a page; EPERM: in the first 64 KiB; ENOMEM: beyond 3 GiB. Where memory is missing that has to be there at once, what was there is gone |
+//! | MAP_FIXED_NOREPLACE | as that, but EEXIST where something is there |
+//! | other errors | EINVAL: no length; ENOMEM: no addresses, memory or room for one more; EOVERFLOW: the offset and the length do not fit |
+//!
+//! Every other number gives -ENOSYS. `brk` and `sbrk` as a C library has them are a few instructions around call 45: 0, or the
+//! break that was before; -1 with ENOMEM in errno where they fail. They are `libc_brk` and `libc_sbrk` in the test kernel's
+//! `programs/macros.s`.
 //!
 //! ```text
 //! 0x00010000  lowest address
 //!             segments of the program, then what lies below the break, which grows up
 //!             what mmap2 has mapped, from the highest free address down
-//! 0xbffbf000  stack, 256 KiB
+//! 0xbf7ff000  stack, 8 MiB
 //! 0xc0000000  end of what calls map, and of a 32-bit program; segments of a 64-bit one may be above, up to 128 TiB
 //! ```
 //!
-//! Memory is *reserved* when it is mapped, and *resident* when it has a page frame: from the first use of each page on, or
-//! at once where [`Options::eager`] says so. A process that does what it may not is ended, and it alone; so is one for which
+//! The stack can be executed where a header PT_GNU_STACK of the file asks for it; where there is none it cannot.
+//!
+//! Memory is *reserved* when it is mapped, and *resident* when it has a page frame: from the first use of each page on, or,
+//! but for the stack, at once where [`Options::eager`] says so. A process that does what it may not is ended, and it alone; so is one for which
 //! there is no memory. When it has ended all its frames are free, those of its page tables too.
 //!
 //! | module | what it is |
@@ -106,8 +119,8 @@ pub struct Options {
     pub name: &'static str,
     /// The number of the CPU that it starts on; `None` for that of the caller.
     pub cpu: Option<usize>,
-    /// Whether all memory has its page frames from the moment on at which it is mapped. Where there are none then, the call
-    /// fails.
+    /// Whether all memory but the stack has its page frames from the moment on at which it is mapped. Where there are none
+    /// then, the call fails.
     pub eager: bool,
     /// Bytes that it may have mapped at a time, its segments and stack included: as RLIMIT_AS of setrlimit(2).
     pub limit: u64,

@@ -1,7 +1,7 @@
 //! The address space of a process: what is mapped, its pages, and the calls that change it.
 //!
 //! The thread of the process is the only one that has it, so there is no lock. A page gets its frame, zeroed, when it is
-//! first used, or at once where memory is backed eagerly; it lies in a mapping as long as it has one.
+//! first used, or at once where memory is backed eagerly and it is not the stack's; it lies in a mapping as long as it has one.
 //!
 //! What the calls owe is in brk(2) and mmap(2) of the Linux manual pages. Of the two, [`brk`](Space::brk) is here as the system
 //! call is, which returns the break: -1 and ENOMEM come from the C library.
@@ -26,8 +26,8 @@ pub(super) const START: u64 = 0x1_0000;
 /// Addresses from here on are not those of a 32-bit program, and no call maps them: as on i386.
 pub(super) const END: u64 = 0xc000_0000;
 
-/// The stack and its size. Of it too, a page gets its frame when it is first used.
-pub(super) const STACK: Range<u64> = END - PAGE - (256 << 10)..END - PAGE;
+/// The stack, of 8 MiB: Linux' default of RLIMIT_STACK. Its pages get their frames when they are first used, always.
+pub(super) const STACK: Range<u64> = END - PAGE - (8 << 20)..END - PAGE;
 
 /// What no call maps unless it is told to: a stack that overflows faults.
 const GUARD: u64 = 64 << 10;
@@ -166,7 +166,7 @@ impl Space {
             return Err(Errno::Enomem);
         }
         self.mappings.insert(mapping)?;
-        if !self.eager || !mapping.protection.is_readable() {
+        if !self.eager || !mapping.protection.is_readable() || mapping.kind == Kind::Stack {
             return Ok(());
         }
         let mut pages = addresses.clone().step_by(FRAME_SIZE);

@@ -75,7 +75,9 @@ const USER_DATA: u16 = cpu::USER_DATA.0;
 /// Completes the [`TrapFrame`] on the stack, calls [`super::on_trap`], and returns from the trap.
 ///
 /// The CPU aligns the stack to 16 bytes before it pushes its 5 words; with the 17 and 2 pushed here the call is aligned too.
-/// The 2 are a frame as if the code that was interrupted had called this: who follows frame pointers finds it.
+/// The 2 are a frame as if the code that was interrupted had called this: who follows frame pointers finds it. What it
+/// returns to is said to be one byte behind RIP: before such an address there is the call, and so here the instruction
+/// that was interrupted, be it the first of its function.
 ///
 /// Ring 3 has no address in GS, and segments that it may have changed: on the way in the kernel's address comes from the
 /// register that only the kernel can read, on the way out all are as ring 3 has them at first. A non-maskable interrupt
@@ -104,6 +106,7 @@ unsafe extern "sysv64" fn save_and_call() {
         "cmp byte ptr [rdi + {vector}], {nmi}",
         "je 2f",
         "push [rdi + {rip}]",
+        "inc qword ptr [rsp]",
         "push rbp",
         "mov rbp, rsp",
         "cld",
@@ -120,6 +123,7 @@ unsafe extern "sysv64" fn save_and_call() {
         "mov ecx, {gs}",
         "wrmsr",
         "push [rdi + {rip}]",
+        "inc qword ptr [rsp]",
         "push rbp",
         "mov rbp, rsp",
         "cld",

@@ -2,7 +2,7 @@
 //!
 //! | call | promise |
 //! |---|---|
-//! | `HeapCreate(options, initial, maximum)` | sizes round up to pages; no maximum: it grows, else that is a hard cap; null and a last error where it fails |
+//! | `HeapCreate(options, initial, maximum)` | sizes round up to pages; no maximum: it grows, else that is a hard cap, beside which the heap has 16 KiB and a 256th for its records, and where they take less for blocks; null and a last error where it fails |
 //! | `HeapDestroy` | frees everything that is allocated from the heap; refuses the process's heap |
 //! | `HeapAlloc(heap, flags, n)` | a block aligned to 16, of no bytes too; null where it fails, and no last error; on a capped heap always from 0x7FFF8 bytes on |
 //! | `HeapReAlloc` | keeps the smaller of the two sizes; where it fails, the block stays as it is |
@@ -73,6 +73,12 @@ pub const PROCESS_HEAP_ENTRY_BUSY: u16 = 4;
 const ALIGNMENT: usize = 16;
 /// Bytes at the end of each block that hold its size.
 const SIZE_WORD: usize = size_of::<usize>();
+
+/// Bytes that a heap may have beyond its cap, for the records of its page frames and the like: one of a few pages would have
+/// nothing to serve without.
+const fn for_records(maximum: usize) -> usize {
+    4 * FRAME_SIZE + maximum / 256
+}
 
 /// A heap's name: an address that is never dereferenced.
 pub type Handle = *mut c_void;
@@ -155,7 +161,7 @@ impl<'a, P: Platform> WindowsHeaps<'a, P> {
         if capped && initial > maximum {
             return Err(ERROR_INVALID_PARAMETER);
         }
-        let limit = if capped { maximum } else { usize::MAX };
+        let limit = if capped { maximum.saturating_add(for_records(maximum)) } else { usize::MAX };
         let heap = self.heaps.parent().create_heap("windows heap", limit).map_err(|_| ERROR_NOT_ENOUGH_MEMORY)?;
         // Below a cap there must be room for frame records, too.
         if !commit(&heap, if capped { initial.min(maximum - maximum / 8) } else { initial }) {

@@ -36,7 +36,7 @@ pub struct Args {
     pub program: Option<PathBuf>,
 
     /// Give the program's memory its page frames at once, and not when it is first used
-    #[arg(long, requires = "program")]
+    #[arg(long)]
     pub eager: bool,
 
     /// Show something
@@ -101,6 +101,11 @@ impl Args {
         if self.markdown && self.demo != Some(Demo::Faults) {
             let error = "there is a table for a Markdown file of `--demo faults` only\n";
             return Err(clap::Error::raw(ErrorKind::ArgumentConflict, error));
+        }
+        let is_about_programs = self.program.is_some() || matches!(self.demo, Some(Demo::Brk | Demo::Mmap));
+        if self.eager && !is_about_programs {
+            let error = "`--eager` is about a program: `--program <FILE>`, `--demo brk` or `--demo mmap`\n";
+            return Err(clap::Error::raw(ErrorKind::MissingRequiredArgument, error));
         }
         Ok(self)
     }
@@ -291,7 +296,8 @@ mod tests {
             ("--program", "--program <FILE>"),
             ("--program p --demo brk", "cannot be used with"),
             ("--program p heap", "cannot be used with"),
-            ("--eager", "--program <FILE>"),
+            ("--eager", "`--program <FILE>`, `--demo brk` or"),
+            ("--eager --demo faults", "`--program <FILE>`, `--demo brk` or"),
             ("--demo faults heap", "cannot be used with"),
             ("--markdown", "--demo <WHAT>"),
         ] {

@@ -97,6 +97,39 @@ program_\name\()_end:
     int $0x80
 .endm
 
+# The functions of a C library over the call, which tell a failure by the break that has stayed: brk(2). EBP has the
+# address of errno, a word that is written only where they fail; EBX, ECX and EDX are changed.
+
+# 0, or -1 and errno.
+.macro libc_brk to
+    brk \to
+    cmpl %ebx, %eax
+    movl $0, %eax
+    je 8f
+    movl $-ENOMEM, (%ebp)
+    movl $-1, %eax
+8:
+.endm
+
+# The previous break, or -1 and errno. The sum has to be an address of 32 bits.
+.macro libc_sbrk by
+    movl \by, %ecx
+    brk $0
+    movl %eax, %edx
+    movl %ecx, %ebx
+    sarl $31, %ecx                              # the upper half of what is added
+    addl %eax, %ebx
+    adcl $0, %ecx
+    jnz 7f
+    brk %ebx
+    cmpl %ebx, %eax
+    movl %edx, %eax
+    je 8f
+7:  movl $-ENOMEM, (%ebp)
+    movl $-1, %eax
+8:
+.endm
+
 # Ends with that status unless EAX is the value.
 .macro expect value, status
     cmpl \value, %eax

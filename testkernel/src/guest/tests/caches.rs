@@ -1,4 +1,6 @@
 //! Caches by layout, on real page frames.
+//!
+//! *Caches with constructors, objects kept constructed across free and allocate, per-CPU magazines, reclaim*: the first.
 
 use alloc::collections::BTreeMap;
 use alloc::format;

@@ -80,6 +80,7 @@ fn entry(address: NonNull<u8>) -> Option<(u64, PageTableFlags)> {
 }
 
 test!(the_virtual_address_keeps_the_offset_in_the_page);
+/// *`map(phys, len, attr)` gives a virtual address that keeps the sub-page offset.*
 fn the_virtual_address_keeps_the_offset_in_the_page() {
     for (physical, length) in [(hpet(), 1), (hpet() + 0xf0, 8), (RESET_VECTOR, 16), (RESET_VECTOR - PAGE as u64, 17)] {
         let device = map(physical, length, Uncached);
@@ -93,6 +94,7 @@ fn the_virtual_address_keeps_the_offset_in_the_page() {
 }
 
 test!(registers_are_uncached_and_a_framebuffer_is_write_combining_and_neither_is_executable);
+/// *Uncached (write-combining for a framebuffer); never executable.*
 fn registers_are_uncached_and_a_framebuffer_is_write_combining_and_neither_is_executable() {
     let of_caching = PageTableFlags::NO_CACHE | PageTableFlags::WRITE_THROUGH | PageTableFlags::HUGE_PAGE;
     let uncached = PageTableFlags::NO_CACHE | PageTableFlags::WRITE_THROUGH;
@@ -107,6 +109,7 @@ fn registers_are_uncached_and_a_framebuffer_is_write_combining_and_neither_is_ex
 }
 
 test!(the_page_attribute_table_is_the_same_on_every_cpu);
+/// *Uncached (write-combining for a framebuffer)*, on whatever CPU: *a conflicting cache attribute is an error.*
 fn the_page_attribute_table_is_the_same_on_every_cpu() {
     on_each(
         |_| {
@@ -120,6 +123,7 @@ fn the_page_attribute_table_is_the_same_on_every_cpu() {
 }
 
 test!(code_on_a_device_does_not_run, stops_with = "page fault: execution at 0xffff900000001ff0, protected");
+/// *Never executable.*
 fn code_on_a_device_does_not_run() {
     let device = map(RESET_VECTOR, 16, Uncached);
     assert_eq!(device.addr().get(), SECOND_PAGE + 0xff0);
@@ -129,6 +133,7 @@ fn code_on_a_device_does_not_run() {
 }
 
 test!(mapping_and_unmapping_write_nothing);
+/// *Never zeroed or poisoned.*
 fn mapping_and_unmapping_write_nothing() {
     let rom = || {
         let bytes: *const [u8; 16] = memory::physical(RESET_VECTOR).cast();
@@ -152,6 +157,7 @@ fn mapping_and_unmapping_write_nothing() {
 }
 
 test!(the_frame_allocator_never_hands_a_device_out);
+/// *Never handed out by the frame allocator.*
 fn the_frame_allocator_never_hands_a_device_out() {
     let devices = [(hpet(), 1024), (lapic(), PAGE), (RESET_VECTOR, 16)];
     let mapped = devices.map(|(physical, length)| (physical, map(physical, length, Uncached)));
@@ -176,6 +182,7 @@ fn the_frame_allocator_never_hands_a_device_out() {
 }
 
 test!(what_overlaps_usable_ram_is_an_error);
+/// *Overlap with usable RAM is an error.*
 fn what_overlaps_usable_ram_is_an_error() {
     let mut found = 0;
     for region in boot_info().memory_regions.iter().filter(|region| region.kind == MemoryRegionKind::Usable) {
@@ -192,6 +199,7 @@ fn what_overlaps_usable_ram_is_an_error() {
 }
 
 test!(what_is_mapped_with_another_attribute_is_an_error);
+/// *A conflicting cache attribute is an error.*
 fn what_is_mapped_with_another_attribute_is_an_error() {
     assert_eq!(device::map(lapic(), 4, WriteCombining), Err(Error::OtherAttribute), "the kernel's own mapping");
     let framebuffer = map(RESET_VECTOR - 2 * PAGE as u64, 2 * PAGE, WriteCombining);
@@ -215,6 +223,7 @@ fn a_length_of_0_or_beyond_physical_memory_is_an_error() {
 }
 
 test!(unmapping_frees_the_addresses_only);
+/// *Unmapping frees the address range only.*
 fn unmapping_frees_the_addresses_only() {
     let mut places = [None; 2];
     for place in &mut places {
@@ -280,6 +289,7 @@ fn without_memory_for_page_tables_nothing_is_mapped() {
 }
 
 test!(the_local_apic_says_the_number_of_the_cpu_that_reads_it);
+/// *Shown on the LAPIC.*
 fn the_local_apic_says_the_number_of_the_cpu_that_reads_it() {
     if ApicBase::read().1.contains(ApicBaseFlags::X2APIC_ENABLE) {
         return note(format_args!("the registers are not in memory here"));
@@ -298,6 +308,7 @@ fn the_local_apic_says_the_number_of_the_cpu_that_reads_it() {
 }
 
 test!(the_hpet_counts_up);
+/// *Shown on the HPET.*
 fn the_hpet_counts_up() {
     let device = map(hpet(), 1024, Uncached);
     let period = read::<u64>(device, CAPABILITIES) >> 32;

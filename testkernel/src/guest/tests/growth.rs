@@ -38,6 +38,7 @@ impl Blocks {
 }
 
 test!(a_heap_starts_small_grows_by_demand_and_shrinks_again);
+/// *The heap's is set at start-up and grows as space is needed.*
 fn a_heap_starts_small_grows_by_demand_and_shrinks_again() {
     /// Bytes that a heap borrows at a time, at least, and all that it borrows for frame records at once.
     const LOAN: usize = 256 << 10;
@@ -97,6 +98,7 @@ fn a_heap_grows_to_its_limit_and_no_further() {
 }
 
 test!(the_kernels_heap_takes_page_frames_when_it_needs_them_and_gives_them_back);
+/// *The heap grows from the page-frame allocator on demand.*
 fn the_kernels_heap_takes_page_frames_when_it_needs_them_and_gives_them_back() {
     unchanged(|| {
         let mut lists: Vec<Vec<u8>> = Vec::with_capacity(1000);
@@ -119,6 +121,7 @@ fn the_kernels_heap_takes_page_frames_when_it_needs_them_and_gives_them_back() {
 }
 
 test!(a_thread_can_use_the_last_byte_of_a_stack_of_the_size_given);
+/// *The stack's size is set when a thread is created.*
 fn a_thread_can_use_the_last_byte_of_a_stack_of_the_size_given() {
     for size in [16_usize << 10, (16 << 10) + 1, 20 << 10, 64 << 10, 1 << 20] {
         let body = move || {
@@ -145,6 +148,7 @@ fn touch_below() {
 }
 
 test!(a_touch_one_byte_beyond_the_stack_is_an_overflow_of_that_thread, stops_with = "stack overflow: thread beyond");
+/// *Kernel threads get guarded stacks of a size given at creation.*
 fn a_touch_one_byte_beyond_the_stack_is_an_overflow_of_that_thread() {
     let beside = threads::spawn("beside", 20 << 10, threads::yield_now).expect("memory");
     threads::spawn("beyond", 20 << 10, touch_below).expect("memory").join();

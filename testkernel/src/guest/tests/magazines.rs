@@ -1,4 +1,6 @@
 //! The per-CPU layer: magazines and the depot, on the only CPU of the kernel.
+//!
+//! *Caches with constructors, objects kept constructed across free and allocate, per-CPU magazines, reclaim*: the third.
 
 use alloc::vec::Vec;
 use core::ptr::{self, NonNull};

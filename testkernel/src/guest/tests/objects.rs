@@ -1,4 +1,6 @@
 //! Typed caches: objects that stay constructed while they are free.
+//!
+//! *Caches with constructors, objects kept constructed across free and allocate, per-CPU magazines, reclaim*: the second.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;

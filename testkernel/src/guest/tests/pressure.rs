@@ -1,4 +1,6 @@
 //! What happens when memory is short: reclaim callbacks and the out-of-memory hook.
+//!
+//! *Caches with constructors, objects kept constructed across free and allocate, per-CPU magazines, reclaim*: the last.
 
 use alloc::vec::Vec;
 use core::fmt::{self, Write};

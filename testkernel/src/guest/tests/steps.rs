@@ -38,7 +38,7 @@ static TURNS: AtomicUsize = AtomicUsize::new(0);
 static AT: AtomicUsize = AtomicUsize::new(0);
 
 /// Runs `body` with `handler` called after each of its instructions, and says how many there were.
-fn stepped(handler: fn(&mut TrapFrame), body: impl FnOnce()) -> usize {
+pub(super) fn stepped(handler: fn(&mut TrapFrame), body: impl FnOnce()) -> usize {
     STEPS.store(0, Relaxed);
     set_debug_handler(Some(handler));
     let flags = rflags::read();

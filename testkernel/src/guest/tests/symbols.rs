@@ -10,8 +10,10 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use kernel::backtrace::{self, Call};
 use kernel::heap::HEAP;
 use kernel::symbols::{self, Symbol, Table};
+use kernel::traps::TrapFrame;
 use kernel::{ramdisk, threads, timer};
 
+use super::steps::stepped;
 use crate::guest::boot_info;
 use crate::guest::runner::test;
 
@@ -133,12 +135,42 @@ fn a_backtrace_in_an_interrupt_goes_on_with_what_was_interrupted() {
     waits_for_the_timer();
     let calls: Vec<_> = CALLS.iter().map(|call| call.load(Relaxed)).take_while(|&call| call != 0).collect();
     let names = names(&calls);
-    // A function that was interrupted before it had a frame hides who called it.
+    // A function that was interrupted where it had no frame hides who called it.
     let at = names.iter().position(|name| ["waits_for_the_timer", "is_waiting"].contains(&&**name));
     let callers = at.map_or(&[][..], |at| &names[at + 1..]);
     let caller = callers.iter().find(|name| *name != "waits_for_the_timer");
     let expected = "a_backtrace_in_an_interrupt_goes_on_with_what_was_interrupted";
     assert_eq!(caller.map(String::as_str), Some(expected), "{names:?}");
+}
+
+#[inline(never)]
+fn is_stepped_through() {
+    spin_loop();
+    spin_loop();
+}
+
+/// How often the backtrace had the first instruction of that function, and how often another one of it.
+static FIRST: AtomicUsize = AtomicUsize::new(0);
+static OTHERS: AtomicUsize = AtomicUsize::new(0);
+
+/// Looks in the backtrace for the instruction that was interrupted.
+fn looks_for_the_instruction(frame: &mut TrapFrame) {
+    let mut calls = [0; 16];
+    let count = backtrace::fill(&mut calls);
+    let mut symbols = calls[..count].iter().filter_map(|&call| symbols::find(call as u64 - 1));
+    let found = symbols.find(|symbol| symbol.mangled.contains("is_stepped_through"));
+    if let Some(Symbol { offset, .. }) = found {
+        let start = is_stepped_through as *const () as u64;
+        let place = if frame.rip == start { &FIRST } else { &OTHERS };
+        place.fetch_add(usize::from(start + offset == frame.rip), Relaxed);
+    }
+}
+
+test!(a_backtrace_from_a_trap_names_a_function_from_its_first_instruction_on);
+fn a_backtrace_from_a_trap_names_a_function_from_its_first_instruction_on() {
+    stepped(looks_for_the_instruction, is_stepped_through);
+    assert_eq!(FIRST.load(Relaxed), 1);
+    assert!(OTHERS.load(Relaxed) >= 2, "{OTHERS:?}");
 }
 
 test!(names_take_no_memory_and_little_stack);

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use kernel::processes::{Call, Exit, Options};
 
 use super::super::support::frames;
-use super::{program, programs, succeeds, test, unchanged, watched};
+use super::{program, programs, run, succeeds, test, unchanged, watched};
 
 program!(break_returns:
     "brk $0", "movl %eax, %ebp",
@@ -21,36 +21,55 @@ program!(break_returns:
     "brk $0", "expect %edi, 8",
     "movl $1, 99(%ebp)",
     "exit $0");
-// Success returns the new break; failure returns the current one, unchanged; 0 queries.
 test!(the_call_returns_the_break_that_is_in_force);
+/// *Raw `brk(addr)`: success returns the new break; failure returns the current break, unchanged. `brk(0)` queries.
+/// Below the start: failure, nothing changed.*
 fn the_call_returns_the_break_that_is_in_force() {
     succeeds(break_returns());
 }
 
 program!(break_wrappers:
-    // brk: 0, or -1 (ENOMEM). sbrk: the previous break, or -1.
     "jmp 1f",
-    "2: brk 4(%esp)", "cmpl 4(%esp), %eax", "movl $0, %eax", "jae 3f", "movl $-1, %eax", "3: ret",
-    "4: brk $0", "movl %eax, %esi", "addl 4(%esp), %eax", "movl %eax, %ebx", "movl $45, %eax", "int $0x80",
-    "cmpl %ebx, %eax", "movl %esi, %eax", "je 3f", "movl $-1, %eax", "3: ret",
-    "1: pushl $0", "calll 4b", "movl %eax, %ebp",
-    "pushl $4096", "calll 4b", "expect %ebp, 1",
-    "pushl $0", "calll 4b", "leal 4096(%ebp), %ecx", "expect %ecx, 2",
-    "pushl $-4096", "calll 4b", "leal 4096(%ebp), %ecx", "expect %ecx, 3",
-    "pushl $0", "calll 4b", "expect %ebp, 4",
-    "pushl $0xbf000000",
-    "calll 4b",
-    "expect $-1, 5",
-    "pushl %ebp",
-    "calll 2b",
-    "expect $0, 6",
-    "pushl $0xd0000000", "calll 2b", "expect $-1, 7",
-    "pushl $-4096", "calll 4b", "expect $-1, 8",
+    // What they have returned is ECX, and errno is ESI from then on.
+    "2: cmpl %ecx, %eax", "jne 5f", "cmpl %esi, (%ebp)", "jne 5f", "movl $0x55, (%ebp)", "ret",
+    "5: exit %edi",
+    "1: pushl $0x55", "movl %esp, %ebp",
+    "libc_sbrk $0", "pushl %eax",
+    // It succeeds, and errno is as it was.
+    "movl $0x55, %esi",
+    "movl $1, %edi", "libc_sbrk $4096", "movl -4(%ebp), %ecx", "calll 2b",
+    "movl $2, %edi", "libc_sbrk $0", "movl -4(%ebp), %ecx", "addl $4096, %ecx", "calll 2b",
+    "movl $3, %edi", "libc_sbrk $-4096", "movl -4(%ebp), %ecx", "addl $4096, %ecx", "calll 2b",
+    "movl $4, %edi", "libc_sbrk $0", "movl -4(%ebp), %ecx", "calll 2b",
+    "movl $5, %edi", "libc_brk -4(%ebp)", "xorl %ecx, %ecx", "calll 2b",
+    // It fails: above what a program can have, in the stack, below the start, and beyond 32 bits.
+    "movl $12, %esi",
+    "movl $6, %edi", "libc_brk $0xd0000000", "movl $-1, %ecx", "calll 2b",
+    "movl $7, %edi", "libc_brk %esp", "movl $-1, %ecx", "calll 2b",
+    "movl $8, %edi", "libc_sbrk $-4096", "movl $-1, %ecx", "calll 2b",
+    "movl $9, %edi", "libc_sbrk $0x80000000", "movl $-1, %ecx", "calll 2b",
+    "movl $10, %edi", "libc_brk $4096", "movl $-1, %ecx", "calll 2b",
+    // Nothing has changed.
+    "movl $0x55, %esi", "movl $11, %edi", "libc_sbrk $0", "movl -4(%ebp), %ecx", "calll 2b",
     "exit $0");
-// What a C library makes of it: 0, or -1 with ENOMEM; sbrk returns the previous break.
 test!(brk_and_sbrk_of_a_library_come_of_it);
+/// *Wrapper: 0, or -1 with ENOMEM. `sbrk(n)` returns the previous break, or -1 with ENOMEM; `sbrk(0)` queries.*
 fn brk_and_sbrk_of_a_library_come_of_it() {
     succeeds(break_wrappers());
+}
+
+program!(breaks_high:
+    "pushl $0x55", "movl %esp, %ebp",
+    "libc_brk $0xa0000000", "expect $0, 1", "cmpl $0x55, (%ebp)", "jne 5f",
+    // Above what a program can have; then the sum is a break that could be, but for the carry.
+    "libc_sbrk $0x30000000", "expect $-1, 2", "cmpl $12, (%ebp)", "jne 5f", "movl $0x55, (%ebp)",
+    "libc_sbrk $0x70000000", "expect $-1, 3", "cmpl $12, (%ebp)", "jne 5f",
+    "libc_sbrk $0", "expect $0xa0000000, 4",
+    "exit $0",
+    "5: exit $5");
+test!(sbrk_beyond_the_end_of_addresses_fails);
+fn sbrk_beyond_the_end_of_addresses_fails() {
+    assert_eq!(run(breaks_high()), Exit::Status(0));
 }
 
 program!(break_in_bytes:
@@ -72,8 +91,8 @@ program!(break_in_bytes:
     "cmpl $0, 8192(%ebp)", "jne 5f",
     "exit $0",
     "5: exit $9");
-// Byte-granular; grown memory reads as zero.
 test!(the_break_counts_bytes_and_what_has_grown_is_zero);
+/// *The break is byte-granular. Grown memory reads as zero.*
 fn the_break_counts_bytes_and_what_has_grown_is_zero() {
     succeeds(break_in_bytes());
 }
@@ -87,8 +106,9 @@ program!(break_frees_pages:
     "leal 4*4096(%ebp), %edi", "brk %edi",
     "brk %ebp",
     "exit $0");
-// Its backing is page-granular: shrinking frees whole pages, and the reset restores the number of free frames exactly.
 test!(a_break_that_shrinks_frees_whole_pages_and_the_reset_all);
+/// *Its backing is page-granular. Shrinking frees whole pages; resetting to the initial break restores the free-frame
+/// count exactly.*
 fn a_break_that_shrinks_frees_whole_pages_and_the_reset_all() {
     let (exit, record) = watched(break_frees_pages(), Options::default());
     assert_eq!(exit, Exit::Status(0));
@@ -121,8 +141,8 @@ program!(break_collides:
     "cmpl $0, 3*4096(%edi)", "jne 5f",
     "exit $0",
     "5: exit $9");
-// Colliding with another mapping: failure, nothing changed.
 test!(a_break_that_meets_a_mapping_stays);
+/// *Colliding with another mapping: failure, nothing changed.*
 fn a_break_that_meets_a_mapping_stays() {
     succeeds(break_collides());
 }
@@ -136,8 +156,8 @@ program!(break_to_limit:
     "mmap2 $0, $4096, $R, $PRIVATE+ANONYMOUS", "testl $4095, %eax", "jnz 5f",
     "exit $0",
     "5: exit $4");
-// Above the limit: failure, nothing changed.
 test!(a_break_above_the_limit_stays);
+/// *Above the limit: failure, nothing changed.*
 fn a_break_above_the_limit_stays() {
     // What the program starts with, and 16 pages.
     let (_, record) = watched(break_to_limit(), Options::default());
@@ -148,8 +168,9 @@ fn a_break_above_the_limit_stays() {
     }
 }
 
-// Query, +8, +67,108,864, reset, exit with status 0: resident and reserved memory at each step.
 test!(the_worked_example_of_the_break_runs);
+/// *Query the break, grow by 8 bytes, grow by another 67,108,864 bytes, reset, exit with status 0. The kernel reports
+/// resident and reserved memory at each step; after the reset it is back where it started.*
 fn the_worked_example_of_the_break_runs() {
     const LARGE: u64 = 64 << 20;
     for eager in [false, true] {
@@ -171,7 +192,9 @@ fn the_worked_example_of_the_break_runs() {
         assert_eq!(small.reserved, query.reserved + 4096);
         assert_eq!(large.reserved, query.reserved + 4096 + LARGE);
         if eager {
-            assert_eq!((large.resident, small.resident), (large.reserved, small.reserved));
+            let grown =
+                [small, large].map(|memory| (memory.resident - query.resident, memory.reserved - query.reserved));
+            assert!(grown.iter().all(|(resident, reserved)| resident == reserved), "{grown:?}");
         } else {
             // The page of the 8 bytes, which were written to by then.
             assert_eq!((large.resident, small.resident), (query.resident + 4096, query.resident));

@@ -1,5 +1,6 @@
 //! ELF files: elf(5). Those that are as linkers make them run; those that are wrong are told, and leave nothing.
 
+use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -171,6 +172,26 @@ fn a_program_as_linkers_make_it_runs() {
     }
 }
 
+program!(calls_its_stack: "pushl $0xc3", "calll *%esp", "exit $42");
+// The flags of PT_GNU_STACK; the last one counts. Without it: `rights`.
+test!(a_stack_is_executable_where_the_file_says_so);
+fn a_stack_is_executable_where_the_file_says_so() {
+    for (bits, machine) in [(32, I386), (64, X86_64)] {
+        let code = Segment::load(R | X, 0x0804_9000, code_of(calls_its_stack()));
+        let with_stack = |headers: &[u32]| {
+            let stack = |&flags| Segment { kind: GNU_STACK, ..Segment::load(flags, 0, &[]) };
+            let segments = headers.iter().map(stack).chain([code.clone()]).collect();
+            run(&File { bits, machine, segments, ..File::good() }.bytes())
+        };
+        assert_eq!(with_stack(&[R | W | X]), Exit::Status(42));
+        assert_eq!(with_stack(&[R | W, R | W | X]), Exit::Status(42));
+        for headers in [&[R | W][..], &[R | W | X, R | W], &[]] {
+            let Exit::Killed(killed) = with_stack(headers) else { panic!("{headers:?}") };
+            assert!(killed.to_string().contains("not allowed in stack "), "{killed}");
+        }
+    }
+}
+
 program!(runs_high of 64 bits: "cmpl $0x11223344, 0x0804a000", "jne 5f", "exit $0", "5: exit $1");
 test!(a_64_bit_program_may_be_anywhere_below_the_kernel);
 fn a_64_bit_program_may_be_anywhere_below_the_kernel() {
@@ -180,6 +201,33 @@ fn a_64_bit_program_may_be_anywhere_below_the_kernel() {
     let file = File { entry: TOP, segments: vec![code, data], ..File::good_64() };
     succeeds(&file.bytes());
     assert_eq!(refused(&file.with_memory_at(TOP + 4096, 1).bytes()), Some(LoadError::BadAddress(TOP + 4096)));
+}
+
+program!(uses_zeroes:
+    "movl $0x0804a000, %ecx", "movl (%ecx), %ebx", "addl $7, %ebx", "movl %ebx, (%ecx)",
+    "movl $1, %eax", "int $0x80");
+test!(what_is_not_loaded_need_not_be_in_the_file);
+fn what_is_not_loaded_need_not_be_in_the_file() {
+    const SECTIONS: [u16; 3] = [40, 30, 29];
+    for (bits, machine, [offset, sections, counts]) in
+        [(32, I386, [0x34 + 0x20 + 4, 0x20, 0x2e]), (64, X86_64, [0x40 + 0x38 + 8, 0x28, 0x3a])]
+    {
+        let code = Segment::load(R | X, 0x0804_9000, code_of(uses_zeroes()));
+        let file = File { bits, machine, segments: vec![code], ..File::good() }.with_memory_at(0x0804_a000, 4);
+        let mut bytes = file.bytes();
+        // The offset of the segment that has nothing but zeroes: behind the end, or where no file can have it.
+        for behind in [0x1_0000_u32, u32::MAX - 7] {
+            bytes[offset..][..4].copy_from_slice(&behind.to_le_bytes());
+            assert_eq!(run(&bytes), Exit::Status(7));
+        }
+        // A table of sections, which is cut off, and whose entries have no size.
+        bytes[sections..][..4].copy_from_slice(&0x5000_u32.to_le_bytes());
+        for size in [SECTIONS[0], 0x1234] {
+            let halves = [size, SECTIONS[1], SECTIONS[2]];
+            bytes[counts..][..6].copy_from_slice(&halves.map(u16::to_le_bytes).concat());
+            assert_eq!(run(&bytes), Exit::Status(7));
+        }
+    }
 }
 
 test!(a_file_that_is_cut_off_is_refused);

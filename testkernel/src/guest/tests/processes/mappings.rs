@@ -7,8 +7,9 @@ use kernel::processes::{Cause, Exit, Kind, Options, Protection};
 
 use super::{is_killed, program, programs, run, succeeds, test, watched};
 
-// The call of the note, with what the memory is for; a hole; MAP_FIXED and MAP_FIXED_NOREPLACE.
 test!(the_worked_example_of_mappings_runs);
+/// *`mmap2(addr, len, prot, flags, fd, pgoff)`. The call to reproduce: `eax=192 ebx=0 ecx=4096 edx=7 esi=0x22 edi=-1
+/// ebp=0; int 0x80`.*
 fn the_worked_example_of_mappings_runs() {
     succeeds(programs::mmap());
 }
@@ -25,8 +26,8 @@ program!(mapped_anew:
     "mmap2 $0x10000000, $4096, $R, $PRIVATE+ANONYMOUS", "cmpl $0x10000000, %eax", "je 5f", "testl $4095, %eax", "jnz 5f",
     "exit $0",
     "5: exit $9");
-// A page-aligned address, the length rounded up, contents zero.
 test!(a_new_mapping_is_of_whole_pages_of_zeroes);
+/// *Returns a page-aligned address, length rounded up, contents zero.*
 fn a_new_mapping_is_of_whole_pages_of_zeroes() {
     succeeds(mapped_anew());
     let (_, record) = watched(mapped_anew(), Options::default());
@@ -78,8 +79,9 @@ program!(wrong_mappings:
     "munmap $0xfffff000, $4096", "expect $EINVAL, 19",
     "munmap $0x10000000, $0xb0001000", "expect $EINVAL, 20",
     "exit $0");
-// EINVAL, ENOMEM, EBADF and EOVERFLOW; nothing has changed.
 test!(mappings_that_make_no_sense_are_refused);
+/// *Offset in 4096-byte units. Anonymous requires exactly one of MAP_PRIVATE / MAP_SHARED. `len == 0`: EINVAL; raw
+/// errors are -1..-4095. MAP_FIXED: unaligned is EINVAL. `munmap`: unaligned address or len 0: EINVAL.*
 fn mappings_that_make_no_sense_are_refused() {
     succeeds(wrong_mappings());
     let (_, record) = watched(wrong_mappings(), Options::default());
@@ -96,8 +98,8 @@ program!(fills_addresses:
     "cmpl $45, %ebp", "jb 5f", "cmpl $49, %ebp", "jae 5f",
     "exit $0",
     "5: exit $2");
-// No space: ENOMEM.
 test!(where_there_are_no_addresses_there_is_no_mapping);
+/// *No space: ENOMEM.*
 fn where_there_are_no_addresses_there_is_no_mapping() {
     succeeds(fills_addresses());
 }
@@ -114,8 +116,8 @@ program!(replaces:
     "mmap2 $0x10004000, $4096, $R, $PRIVATE+ANONYMOUS+NOREPLACE", "expect $0x10004000, 4",
     "exit $0",
     "5: exit $9");
-// MAP_FIXED replaces what it overlaps; MAP_FIXED_NOREPLACE: EEXIST.
 test!(a_fixed_mapping_takes_the_place_of_others);
+/// *MAP_FIXED replaces overlaps. MAP_FIXED_NOREPLACE: EEXIST.*
 fn a_fixed_mapping_takes_the_place_of_others() {
     succeeds(replaces());
 }
@@ -130,8 +132,8 @@ program!(writes_to_used:
 program!(executes_used:
     "mmap2 $0, $4096, $R+W, $PRIVATE+ANONYMOUS", "movb $0xc3, (%eax)", "calll *%eax", "exit $0");
 
-// PROT_NONE reserves, and access faults; a missing WRITE or EXEC faults.
 test!(what_the_protection_does_not_allow_ends_the_program);
+/// *PROT_NONE reserves, and access faults. A missing WRITE or EXEC must fault (NX).*
 fn what_the_protection_does_not_allow_ends_the_program() {
     succeeds(writes_only());
     for (elf, wanted, protection) in [
@@ -169,8 +171,8 @@ program!(unmaps_parts:
     "munmap $0x20000000, $0x90000000", "expect $0, 5",
     "exit $0",
     "5: exit $9");
-// 0 on success; unmapped ranges succeed; a partial unmap splits the mapping.
 test!(a_mapping_that_is_unmapped_in_part_is_split);
+/// *`munmap(addr, len)`: 0 on success; unmapped ranges succeed; a partial unmap splits the mapping.*
 fn a_mapping_that_is_unmapped_in_part_is_split() {
     // The last takes the stack with it, which is not used by then.
     succeeds(unmaps_parts());
@@ -211,8 +213,8 @@ program!(maps_and_unmaps:
     "1: movl %ecx, (%eax)", "addl $4096, %eax", "decl %ecx", "jnz 1b",
     "munmap %ebp, $64*4096",
     "exit $0");
-// Frames return to the page-frame allocator.
 test!(the_frames_of_what_is_unmapped_are_free);
+/// *Frames return to the page-frame allocator.*
 fn the_frames_of_what_is_unmapped_are_free() {
     let (exit, record) = watched(maps_and_unmaps(), Options::default());
     assert_eq!(exit, Exit::Status(0));
@@ -220,8 +222,8 @@ fn the_frames_of_what_is_unmapped_are_free() {
     assert_eq!(record.memory[2], record.memory[0]);
 }
 
-// Every CPU's TLB is shot down.
 test!(what_is_unmapped_every_cpu_forgets);
+/// *Every CPU's TLB is shot down.*
 fn what_is_unmapped_every_cpu_forgets() {
     let others = || (0..cpus::count()).filter(|&cpu| cpu != cpus::current());
     let before: Vec<_> = others().map(cpus::flushes).collect();

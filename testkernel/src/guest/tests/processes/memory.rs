@@ -12,7 +12,7 @@ use kslab::Order;
 use x86_64::VirtAddr;
 
 use super::super::support::{Block, PAGE, frames, free, give_back, layout, order, take_all};
-use super::{program, programs, run, start, test, unchanged};
+use super::{program, programs, run, start, test, unchanged, watched};
 
 /// Runs `body` while little more memory is free than the kernel keeps for itself.
 fn with_little_memory(body: impl FnOnce()) {
@@ -66,6 +66,26 @@ fn a_program_that_uses_up_memory_is_ended_alone() {
     };
     both();
     unchanged(both);
+}
+
+program!(has_large_locals:
+    // An array of 1 MiB, from its lowest byte on; then the lowest byte that a stack has on Linux, too.
+    "subl $0x100000, %esp", "cmpl $0, (%esp)", "jne 5f", "movl $1, (%esp)",
+    "movb $1, 0xbf7ff000",
+    "brk $0",
+    "exit $0",
+    "5: exit $1");
+// The stack is as large as on Linux; of it a page has its frame when it is used, also where all else is backed at once.
+test!(a_stack_has_8_mib_of_which_what_is_used_has_frames);
+fn a_stack_has_8_mib_of_which_what_is_used_has_frames() {
+    for eager in [false, true] {
+        let (exit, record) = watched(has_large_locals(), Options { eager, ..Options::default() });
+        assert_eq!(exit, Exit::Status(0));
+        let [first, last] = [record.memory[0], record.memory[1]];
+        // The program's page, and the one that its arguments are in.
+        assert_eq!((first.resident, first.reserved), (2 << 12, (8 << 20) + 4096));
+        assert_eq!((last.resident, last.reserved), (first.resident + (2 << 12), first.reserved));
+    }
 }
 
 program!(asks_for_too_much:

@@ -14,7 +14,7 @@ program!(bad_pointers:
     // Over an end: of the program's segment, of the stack, into and out of what is mapped.
     "write $1, $0x08048fff, $2", "expect $EFAULT, 6",
     "write $1, $0xbfffeffc, $5", "expect $EFAULT, 7",
-    "write $1, $0xbffbefff, $2", "expect $EFAULT, 8",
+    "write $1, $0xbf7fefff, $2", "expect $EFAULT, 8",
     "write $1, $0x08047fff, $2", "expect $EFAULT, 9",
     // Lengths beyond all that there is.
     "write $1, $0x08048000, $0xffffffff", "expect $EFAULT, 10",
