@@ -76,7 +76,8 @@ impl<'a, P: Platform> Cache<'a, P> {
         }
     }
 
-    /// Never more than `objects` out of their slabs: allocated, or free in magazines.
+    /// Never more than `objects` out of their slabs: allocated, or free in magazines or in quarantine. While the cache has
+    /// checks, those with and those without count together.
     #[must_use]
     pub const fn with_limit(mut self, objects: usize) -> Self {
         self.limit(objects);
@@ -450,8 +451,8 @@ impl<'a, P: Platform> Cache<'a, P> {
             .or_else(|| self.caches.with_relief(size_of::<Core<P>>(), allocate))
             .ok_or(AllocError::NoMemory)?;
         let memory = memory.cast::<Core<P>>();
-        let core = Core::new(self.name, 0, geometry, self.lifecycle, self.magazines);
-        core.slabs.set_limit(self.limit);
+        let mut core = Core::new(self.name, 0, geometry, self.lifecycle, self.magazines);
+        core.slabs.limit = self.limit;
         core.set_checks(self.checks);
         // SAFETY: the memory is for this, and the core stays there until `drop`.
         unsafe { self.caches.install(memory, core, &self.core) }?;

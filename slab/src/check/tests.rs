@@ -9,7 +9,7 @@ use crate::fault::{OnFault, Report};
 use crate::memory::FRAME_SIZE;
 use crate::sync::{AtomicUsize, Ordering};
 use crate::testing::{Heap, Machine, full_report_of, report_of};
-use crate::{Cache, InitFailed, Object, ObjectCache};
+use crate::{AllocError, Cache, InitFailed, Object, ObjectCache};
 
 const START: u64 = 64 << 20;
 const EVERYTHING: &str = "*:redzone,poison,audit";
@@ -455,6 +455,32 @@ fn a_reserve_of_a_cache_with_checks_is_full_and_refilled() {
         drop(reserve);
         cache.destroy().unwrap();
     });
+}
+
+#[test]
+fn a_limit_counts_objects_with_checks_and_those_that_wait() {
+    for rules in ["limited:redzone", "limited:quarantine,poison", "limited:all"] {
+        with_rules("*:none", |heap| {
+            let cache = Cache::new(heap.caches(), "limited", layout(100, 8)).with_limit(10);
+            // Three without checks.
+            let mut objects: Vec<_> = (0..3).map(|_| cache.allocate().unwrap()).collect();
+            heap.set_checks(rules).unwrap();
+            objects.extend((3..10).map(|_| cache.allocate().unwrap()));
+            assert_eq!(cache.allocate(), Err(AllocError::AtLimit), "{rules}");
+            assert_eq!(cache.allocate_without_growing(), Err(AllocError::AtLimit), "{rules}");
+            assert_eq!(cache.allocate_bulk(&mut [core::ptr::null_mut(); 3]), 0, "{rules}");
+            // SAFETY: allocated above.
+            objects.drain(..5).for_each(|object| unsafe { cache.free(object) });
+            let mut more = [core::ptr::null_mut(); 30];
+            assert_eq!(cache.allocate_bulk(&mut more), 5, "{rules}: also where some wait");
+            assert_eq!(cache.stats().unwrap().in_use, 10, "{rules}");
+            heap.verify().unwrap();
+            objects.extend(more.into_iter().filter_map(NonNull::new));
+            // SAFETY: as above.
+            unsafe { cache.free_bulk(&objects) };
+            cache.destroy().unwrap();
+        });
+    }
 }
 
 #[test]
