@@ -8,7 +8,7 @@ use super::*;
 use crate::fault::{OnFault, Report};
 use crate::memory::FRAME_SIZE;
 use crate::sync::{AtomicUsize, Ordering};
-use crate::testing::{Heap, Machine, full_report_of, report_of};
+use crate::testing::{Heap, Machine, check_kind, full_report_of, report_of};
 use crate::{AllocError, Cache, InitFailed, Object, ObjectCache};
 
 const START: u64 = 64 << 20;
@@ -56,7 +56,9 @@ thread_local! {
 }
 
 fn keep_out(report: &Report) -> OnFault {
-    REPORTS.with_borrow_mut(|reports| reports.push(format!("{report}")));
+    let report = format!("{report}");
+    check_kind(&report);
+    REPORTS.with_borrow_mut(|reports| reports.push(report));
     OnFault::KeepOut
 }
 
