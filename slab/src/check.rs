@@ -46,6 +46,7 @@ use core::ops::BitOr;
 
 pub(crate) use guard::{Guard, Guarded};
 pub use guard::{GuardPages, LARGEST_GUARDED};
+pub(crate) use leaks::group_by_site;
 pub use leaks::{Allocation, Site};
 pub(crate) use log::Log;
 pub use log::Logged;
