@@ -4,6 +4,8 @@ use std::string::String;
 use std::vec::Vec;
 use std::{format, thread_local};
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::fault::{OnFault, Report};
 use crate::memory::FRAME_SIZE;
@@ -279,6 +281,22 @@ fn zero_on_allocate_and_zero_on_free_leave_zeros() {
         free(heap, block, 100);
         assert!((0..100).all(|offset| read(block, offset) == 0));
     });
+}
+
+#[test]
+fn zero_or_zerofree_alone_leaves_zeros_in_a_slot_that_was_used_before() {
+    for rules in ["*:zero", "*:zerofree"] {
+        with_rules(rules, |heap| {
+            let block = allocate(heap, 100);
+            (0..100).for_each(|offset| write(block, offset, 7));
+            free(heap, block, 100);
+            let is_zero = || (0..100).all(|offset| read(block, offset) == 0);
+            assert_eq!(is_zero(), rules == "*:zerofree");
+            assert_eq!(allocate(heap, 100), block);
+            assert!(is_zero(), "{rules}");
+            free(heap, block, 100);
+        });
+    }
 }
 
 #[test]
@@ -665,4 +683,91 @@ fn the_log_keeps_the_last_events_whatever_becomes_of_the_objects() {
             "{events:?}"
         );
     });
+}
+
+/// What somebody does wrong in the end.
+#[derive(Debug, Clone, Copy)]
+enum Wrong {
+    /// Writes one byte beside an object: so far behind its end, or before its start.
+    Beside(isize),
+    /// Writes one of its bytes after its free.
+    After(usize),
+    FreesTwice,
+}
+
+fn any_wrong() -> impl Strategy<Value = Wrong> {
+    prop_oneof![
+        (-16..16_isize).prop_map(Wrong::Beside),
+        (0..usize::MAX).prop_map(Wrong::After),
+        Just(Wrong::FreesTwice),
+    ]
+}
+
+/// Some allocations and frees, and then something wrong with a block of `size` bytes: the report.
+fn report_after(steps: &[(usize, bool)], size: usize, wrong: Wrong, flip: u8) {
+    with_rules("*:all", |heap| {
+        let mut live = Vec::new();
+        for (index, &(size, frees)) in steps.iter().enumerate() {
+            live.push((allocate(heap, size), size));
+            if frees {
+                let (block, size) = live.swap_remove(index * 7 % live.len());
+                free(heap, block, size);
+            }
+        }
+        let block = allocate(heap, size);
+        let flip_at = |offset: isize| write(block, offset, read(block, offset) ^ flip);
+        let (offset, text, kind) = match wrong {
+            Wrong::Beside(offset) => {
+                let offset = if offset < 0 { offset } else { size as isize + offset };
+                flip_at(offset);
+                (Some(offset), "written to outside the object", "REDZONE")
+            }
+            Wrong::After(offset) => {
+                free(heap, block, size);
+                let offset = (offset % size) as isize;
+                flip_at(offset);
+                (Some(offset), "written to after it was freed", "MODIFIED")
+            }
+            Wrong::FreesTwice => {
+                free(heap, block, size);
+                (None, "double free: it is free already, or was never allocated", "DUPFREE")
+            }
+        };
+        let found = offset.map(|offset| read(block, offset));
+        let report = full_report_of(|| match wrong {
+            Wrong::After(_) => _ = heap.check_objects(),
+            _ => free(heap, block, size),
+        });
+        let at = block.as_ptr().wrapping_offset(offset.unwrap_or(0));
+        let deed = if offset.is_some() { "damage at" } else { "bad free of" };
+        assert_eq!(report.lines().next(), Some(&*format!("kslab: {deed} {at:p}: {text}")));
+        assert_eq!(line(&report, "kind"), Some(kind));
+        let class = crate::SIZES.into_iter().find(|class| *class >= size).unwrap();
+        assert_eq!(line(&report, "cache"), Some(&*format!("size-{class}")));
+        let object = line(&report, "object").unwrap();
+        let known = format!(", {class} bytes, {size} requested, aligned to 8");
+        assert!(object.starts_with(&format!("{block:p}, slot ")) && object.ends_with(&known), "{report}");
+        let damage = offset
+            .zip(found)
+            .map(|(offset, found)| format!("at offset {offset}: expected {:#04x}, found {found:#04x}", found ^ flip));
+        assert_eq!(line(&report, "damage"), damage.as_deref());
+        let allocated = 1 + steps.iter().map(|(_, frees)| 1 + u64::from(*frees)).sum::<u64>();
+        assert!(line(&report, "allocated").unwrap().starts_with(&format!("event {allocated}, CPU 0, ")), "{report}");
+        let freed = matches!(wrong, Wrong::Beside(_)).then_some(()).is_none();
+        assert_eq!(line(&report, "freed").is_some(), freed, "{report}");
+    });
+}
+
+proptest! {
+    #![proptest_config(crate::testing::cases(200, 2))]
+
+    #[test]
+    fn rows_1_6_17_to_20_and_22_to_24_after_whatever_came_before_the_report_is_exactly_right(
+        steps in prop::collection::vec((1..1500_usize, any::<bool>()), 0..60),
+        size in 1..1500_usize,
+        wrong in any_wrong(),
+        flip in 1..=u8::MAX,
+    ) {
+        report_after(&steps, size, wrong, flip);
+    }
 }
