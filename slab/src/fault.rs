@@ -8,8 +8,9 @@
 //!
 //! # What is done about what
 //!
-//! Tests whose names say nothing else are those of this crate, or run in the test kernel: `cargo test NAME` finds both. With
-//! checks means those of [`check`](crate::check), where a cache has them.
+//! Tests whose names say nothing else are those of this crate, or run in the test kernel: `cargo test NAME` finds both. Those
+//! of `fuzz` run what fuzzing has found, in the workspace `slab/fuzz`. With checks means those of [`check`](crate::check), where
+//! a cache has them.
 //!
 #![doc = include_str!("fault/rows.md")]
 
