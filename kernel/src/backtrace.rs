@@ -62,6 +62,14 @@ pub fn fill(addresses: &mut [usize]) -> usize {
     addresses.iter_mut().zip(callers()).map(|(place, address)| *place = address).count()
 }
 
+/// The same from where the allocator was called: without the calls within it, and within the libraries through which it was.
+/// For the allocator's events: see [`kslab::fault::Backtrace`].
+#[inline(never)]
+pub(crate) fn fill_from_outside_the_allocator(addresses: &mut [usize]) {
+    let inside = |&address: &usize| image::is_allocator(VirtAddr::new_truncate(address as u64));
+    addresses.iter_mut().zip(callers().skip_while(inside)).for_each(|(place, address)| *place = address);
+}
+
 /// The callers of the function that this is inlined into, which must not be inlined itself.
 #[inline(always)]
 pub(crate) fn callers() -> Backtrace {

@@ -49,10 +49,20 @@ pub(crate) fn is_code(address: VirtAddr) -> bool {
     text.addresses.contains(&address)
 }
 
+/// Whether `address` is in the code of the allocator, or of the libraries through which others call it.
+pub(crate) fn is_allocator(address: VirtAddr) -> bool {
+    linker::allocator().contains(&address)
+}
+
 /// Whether `address` is in the memory of variables.
 pub(crate) fn is_data(address: VirtAddr) -> bool {
+    data().contains(&address)
+}
+
+/// The memory of variables.
+pub(crate) fn data() -> Range<VirtAddr> {
     let [.., data] = segments();
-    data.addresses.contains(&address)
+    data.addresses
 }
 
 /// The virtual addresses of the whole image.
@@ -68,9 +78,13 @@ pub(crate) fn physical(address: VirtAddr) -> PhysAddr {
 
 #[cfg(target_os = "none")]
 mod linker {
+    use core::ops::Range;
+
     use x86_64::VirtAddr;
 
     unsafe extern "C" {
+        static __allocator_start: u8;
+        static __allocator_end: u8;
         static __text_start: u8;
         static __rodata_start: u8;
         static __data_start: u8;
@@ -81,16 +95,27 @@ mod linker {
         [&raw const __text_start, &raw const __rodata_start, &raw const __data_start, &raw const __image_end]
             .map(VirtAddr::from_ptr)
     }
+
+    pub(super) fn allocator() -> Range<VirtAddr> {
+        VirtAddr::from_ptr(&raw const __allocator_start)..VirtAddr::from_ptr(&raw const __allocator_end)
+    }
 }
 
 /// A host program has no such image; these are pages of one for unit tests.
 #[cfg(not(target_os = "none"))]
 mod linker {
+    use core::ops::Range;
+
     use x86_64::VirtAddr;
 
     use super::BASE;
 
     pub(super) fn bounds() -> [VirtAddr; 4] {
         [0x20_0000, 0x20_4000, 0x20_6000, 0x20_9000].map(|offset| VirtAddr::new(BASE + offset))
+    }
+
+    pub(super) fn allocator() -> Range<VirtAddr> {
+        let [text, ..] = bounds();
+        text..text + 0x2000
     }
 }

@@ -141,6 +141,15 @@ pub(crate) fn make_read_only(start: u64, length: usize) {
     }
 }
 
+/// The first page that is not mapped of those from that of `address` on.
+pub(crate) fn first_unmapped_from(address: VirtAddr) -> VirtAddr {
+    let mut page = address.align_down(FRAME_SIZE as u64);
+    while is_mapped(page) {
+        page += FRAME_SIZE as u64;
+    }
+    page
+}
+
 /// Whether the page of `address` is mapped. This takes no lock and may be called from anywhere; before [`init`] no page
 /// counts as mapped. The answer may be old but for a page that the caller knows to stay.
 pub(crate) fn is_mapped(address: VirtAddr) -> bool {

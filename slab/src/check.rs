@@ -25,6 +25,10 @@
 //! A cache with any of them also checks size and alignment of each free, and takes no part in the magazines: each object goes
 //! to its slab at once. The room around an object of n bytes, aligned to a, is [`ROOM`] bytes and n + a rounded up to a multiple of 8 and a.
 //!
+//! There is no link in a free object, with checks or without, and so none to be obfuscated: which slots of a slab are free is
+//! written outside the objects, where a write after the free does not come to. The links among slabs and free page frames
+//! are there too, and each is found wrong before it is followed.
+//!
 //! In a cache that constructs, an object with checks is constructed at each allocation and destroyed at each free, since
 //! nothing of it can stay while it is free. An object that would be too large for a slab with its room, above some 4 MiB
 //! less twice its alignment, has no checks. Freed in an NMI handler, it is not destroyed.
@@ -46,6 +50,7 @@ use core::ops::BitOr;
 
 pub(crate) use guard::{Guard, Guarded};
 pub use guard::{GuardPages, LARGEST_GUARDED};
+pub(crate) use leaks::group_by_site;
 pub use leaks::{Allocation, Site};
 pub(crate) use log::Log;
 pub use log::Logged;

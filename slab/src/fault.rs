@@ -8,8 +8,9 @@
 //!
 //! # What is done about what
 //!
-//! Tests whose names say nothing else are those of this crate, or run in the test kernel: `cargo test NAME` finds both. With
-//! checks means those of [`check`](crate::check), where a cache has them.
+//! Tests whose names say nothing else are those of this crate, or run in the test kernel: `cargo test NAME` finds both. Those
+//! of `fuzz` run what fuzzing has found, in the workspace `slab/fuzz`. With checks means those of [`check`](crate::check), where
+//! a cache has them.
 //!
 #![doc = include_str!("fault/rows.md")]
 
@@ -192,7 +193,8 @@ const fn plural(number: usize) -> &'static str {
 /// treated as [`OnFault::KeepOut`].
 pub type Handler = fn(&Report) -> OnFault;
 
-/// Writes the return addresses of its callers, the innermost first, and leaves the rest of the slots as they are: 0.
+/// Writes the return addresses of its callers, the innermost first, and leaves the rest of the slots as they are: 0. There are
+/// few slots, so it does well to leave out the calls within the allocator, and within the collections that called it.
 ///
 /// It is called with no lock held, in every context that allocates and frees objects with checks. It must not allocate.
 pub type Backtrace = fn(&mut [usize]);

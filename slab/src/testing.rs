@@ -122,9 +122,37 @@ pub(crate) fn report_of(misuse: impl FnOnce()) -> String {
     report
 }
 
-/// The report that `misuse` must stop with.
+/// The report that `misuse` must stop with. Its kind is that which goes with its text.
 pub(crate) fn full_report_of(misuse: impl FnOnce()) -> String {
     let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(misuse));
     let report = stopped.expect_err("must be refused");
-    report.downcast_ref::<String>().expect("a formatted report").clone()
+    let report = report.downcast_ref::<String>().expect("a formatted report").clone();
+    check_kind(&report);
+    report
+}
+
+/// How the texts of faults start, and the kinds that go with them.
+const KINDS: [(&str, &str); 12] = [
+    ("double free: ", "DUPFREE"),
+    ("not the start of an allocation", "BADBASE"),
+    ("not memory of this allocator", "BADADDR"),
+    ("wrong layout: ", "BADSIZE"),
+    ("wrong size: ", "BADSIZE"),
+    ("wrong cache: ", "BADCACHE"),
+    ("written to outside the object", "REDZONE"),
+    ("written to after it was freed", "MODIFIED"),
+    ("not given back as its constructor left it", "BADSTATE"),
+    ("what is known of its allocation was overwritten", "BADBUFTAG"),
+    ("not a free object, but in a magazine", "BADBUFCTL"),
+    ("the allocator's own data was overwritten", "BADBUFCTL"),
+];
+
+/// Checks that the second line of a report says the kind that goes with the first. What locks report has none.
+#[track_caller]
+pub(crate) fn check_kind(report: &str) {
+    let report = report.strip_prefix("kslab: ").filter(|report| !report.starts_with("lock"));
+    let Some((report, (_, text))) = report.and_then(|report| Some((report, report.split_once(": ")?))) else { return };
+    let (_, kind) = KINDS.iter().find(|(start, _)| text.starts_with(start)).expect("a text that is known");
+    let second = report.lines().nth(1).expect("a second line");
+    assert_eq!(second.trim_start().strip_prefix("kind: "), Some(*kind), "{report}");
 }

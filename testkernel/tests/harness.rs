@@ -125,6 +125,33 @@ fn people_see_the_calls_that_led_to_a_failure() {
 }
 
 #[test]
+fn people_see_who_allocated_and_who_freed_what_is_freed_twice() {
+    let ran = launch("broken::frees_twice --broken");
+    let (_, report) = ran.stdout.split_once("  | STOP: panic: kslab: bad free of 0x").expect(&ran.stdout);
+    let (_, allocated) = report.split_once("  | allocated by:\n").expect(report);
+    let (allocated, freed) = allocated.split_once("  | freed by:\n").expect(report);
+    for (calls, function) in [(allocated, "makes_a_box"), (freed, "frees_a_box")] {
+        let first = calls.lines().next().expect("a call");
+        assert!(first.starts_with("  |   at 0xffffffff8"), "{first}");
+        let caller = calls.lines().take(2).find(|line| line.contains(&format!("::broken::{function}+0x")));
+        let caller = caller.expect(calls);
+        assert!(caller.contains("testkernel/src/guest/tests/broken.rs:"), "{caller}");
+    }
+}
+
+#[test]
+fn rules_for_checks_reach_the_kernel_and_what_is_none_is_named() {
+    let ran = launch("collections:: --check size-64:redzone;*:audit --ktap");
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ktap(&ran.stdout).iter().all(|(_, passed, _)| *passed), "{ran:?}");
+    let ran = launch("collections::boxes --check size-64:redzne --ktap");
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{ran:?}");
+    let expected = "`redzne` is no check; rules look like `dentry:redzone,poison;size-*:audit`, and the checks \
+                    are redzone poison audit ";
+    assert!(ran.stderr.contains(expected), "{ran:?}");
+}
+
+#[test]
 fn counting_instructions_gives_the_same_report_again() {
     // A test that waits for long takes longest where instructions are counted.
     let args = "--icount --ktap --timeout 300";
@@ -159,6 +186,7 @@ fn bad_arguments_are_told_in_one_line() {
         "--what",
         "--demo heap",
         "--markdown",
+        "--check redzone",
         "no::such",
     ] {
         let ran = launch(args);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 /// Where the tests are.
-const SOURCES: [&str; 4] = ["slab/src", "slab/fuzz/src", "testkernel/src", "testkernel/tests"];
+const SOURCES: [&str; 5] = ["slab/src", "slab/fuzz/src", "slab/fuzz/tests", "testkernel/src", "testkernel/tests"];
 
 const TABLE: &str = "slab/src/fault/rows.md";
 
@@ -93,6 +93,7 @@ fn module_of(file: &Path) -> String {
     let parts = match &parts[..] {
         ["testkernel", "src", "guest", "tests", rest @ ..] => rest,
         ["testkernel", "tests", ..] => &[],
+        [_, "fuzz", "tests", ..] => &["fuzz"],
         [_, "src", rest @ ..] | [_, "fuzz", "src", rest @ ..] => rest,
         _ => &[],
     };

@@ -14,26 +14,26 @@ fn run(target: &str, run: fn(&[u8])) {
 }
 
 #[test]
-fn operations() {
+fn rows_63_and_71_operations_with_failures() {
     run("operations", kslab_fuzz::operations);
 }
 
 #[test]
-fn maps() {
+fn rows_46_to_48_50_and_53_memory_maps() {
     run("maps", kslab_fuzz::maps);
 }
 
 #[test]
-fn frames() {
+fn row_62_frames_across_holes() {
     run("frames", kslab_fuzz::frames);
 }
 
 #[test]
-fn layouts() {
+fn rows_32_34_35_37_38_and_40_to_42_layouts() {
     run("layouts", kslab_fuzz::layouts);
 }
 
 #[test]
-fn misuse() {
+fn rows_1_2_7_to_9_11_12_14_to_16_43_60_and_61_misuse() {
     run("misuse", kslab_fuzz::misuse);
 }

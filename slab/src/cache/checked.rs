@@ -68,11 +68,30 @@ impl<P: Platform> Core<P> {
         }
         if checks.guard(twin.allocations.load(Relaxed))
             && grow
-            && let Some(result) = twin.allocate_guarded(shared, checks, request)
+            && let Some(result) = twin.allocate_guarded(shared, checks, request, self)
         {
             return result;
         }
-        twin.allocate_room(shared, checks, grow, request)
+        twin.allocate_room(shared, checks, grow, request, self)
+    }
+
+    /// Whether more objects are out of their slabs than the limit allows, with checks and without: so whoever asks has taken
+    /// one too many. Of CPUs that ask at the same time, each of which has taken one, none is told less than there are.
+    pub(super) fn is_beyond_limit(&self, shared: &Caches<P>) -> bool {
+        let limit = self.slabs.limit;
+        let Some(twin) = self.twin().filter(|_| limit < usize::MAX) else { return false };
+        // The table of guarded objects last: these locks order it behind what other CPUs have put there.
+        let taken = [twin, self].map(|cache| cache.slabs.taken());
+        let [Some(with_checks), Some(without)] = taken else { return true };
+        with_checks + without + shared.guard.taken(twin.slabs.id) > limit
+    }
+
+    /// Lets none of the objects with checks wait any longer.
+    pub(super) fn end_waits_of_twin(&self, shared: &Caches<P>) {
+        if let Some(twin) = self.twin() {
+            shared.end_quarantine(Some(twin));
+            shared.end_guard_waits(usize::MAX);
+        }
     }
 
     #[cold]
@@ -115,13 +134,14 @@ impl<P: Platform> Core<P> {
         self.room.and_then(|(_, lifecycle)| lifecycle)
     }
 
-    /// Of a twin: a slot, made ready for an object.
+    /// Of the twin of `original`: a slot, made ready for an object.
     fn allocate_room(
         &self,
         shared: &Caches<P>,
         checks: Checks,
         grow: bool,
         request: Request,
+        original: &Self,
     ) -> Result<NonNull<u8>, AllocError> {
         loop {
             let (start, used_before) =
@@ -134,6 +154,10 @@ impl<P: Platform> Core<P> {
                 shared.report_damage(slot.object(), damage, request.caller);
                 continue;
             }
+            if original.is_beyond_limit(shared) {
+                self.put_unused(shared, &slot, used_before);
+                return Err(AllocError::AtLimit);
+            }
             self.prepare(shared, &slot, checks, request);
             if let Some(lifecycle) = self.lifecycle() {
                 self.construct(shared, &lifecycle, slot.object(), start)?;
@@ -141,6 +165,18 @@ impl<P: Platform> Core<P> {
             count(&self.allocations);
             self.set_state(shared, start, USED);
             return NonNull::new(slot.object()).ok_or(AllocError::NoMemory);
+        }
+    }
+
+    /// Puts a slot back that nobody has had.
+    fn put_unused(&self, shared: &Caches<P>, slot: &Slot, used_before: bool) {
+        if !used_before {
+            slot.write_tag(&Tag::default());
+        }
+        if in_nmi::<P>() {
+            self.slabs.defer(shared, slot.start());
+        } else {
+            self.release(self.slabs.put(shared, [slot.start()], true));
         }
     }
 

@@ -263,6 +263,7 @@ impl<P: Platform> Core<P> {
             AllocError::NoMemory => self.allocate_with_relief(shared, request),
             AllocError::AtLimit if !in_nmi::<P>() => {
                 self.drain(shared);
+                self.end_waits_of_twin(shared);
                 self.allocate_for(shared, true, request)
             }
             error => Err(error),

@@ -19,18 +19,22 @@ use crate::sync::Ordering::Relaxed;
 const WAITS_AT_A_FREE: usize = 2;
 
 impl<P: Platform> Core<P> {
-    /// Of a twin: an object in pages of its own; `None` where there can be none just now.
+    /// Of the twin of `original`: an object in pages of its own; `None` where there can be none just now.
     pub(super) fn allocate_guarded(
         &self,
         shared: &Caches<P>,
         checks: Checks,
         request: Request,
+        original: &Self,
     ) -> Option<Result<NonNull<u8>, AllocError>> {
         if in_nmi::<P>() {
             return None;
         }
         let taken = shared.guard.take(shared, self.slabs.id, request.layout)?;
         self.prepare(shared, &taken.slot, checks | Checks::RED_ZONE, request);
+        if original.is_beyond_limit(shared) {
+            return Some(Err(AllocError::AtLimit));
+        }
         // SAFETY: the object is as large and aligned as its constructor was told, and nobody else's.
         let constructed = self.lifecycle().map_or(Ok(()), |lifecycle| unsafe { (lifecycle.init)(taken.slot.object()) });
         if constructed.is_err() {

@@ -13,7 +13,7 @@ use super::shared::Caches;
 use super::slab::USED;
 use super::slabs::Lifecycle;
 use super::{AllocError, InitFailed, layout};
-use crate::check::{Allocation, Checks};
+use crate::check::{Allocation, Checks, group_by_site};
 use crate::fault::{CacheName, Caller, Fault};
 use crate::platform::{Platform, in_nmi};
 use crate::stats::CacheStats;
@@ -47,7 +47,7 @@ pub struct Cache<'a, P: Platform> {
     core: AtomicPtr<Core<P>>,
 }
 
-/// So many objects of a cache that is not destroyed are shown.
+/// So many places that have allocated objects of a cache that is not destroyed are shown.
 const SHOWN: usize = 8;
 
 /// Bytes of a cache line.
@@ -76,7 +76,8 @@ impl<'a, P: Platform> Cache<'a, P> {
         }
     }
 
-    /// Never more than `objects` out of their slabs: allocated, or free in magazines.
+    /// Never more than `objects` out of their slabs: allocated, or free in magazines or in quarantine. While the cache has
+    /// checks, those with and those without count together.
     #[must_use]
     pub const fn with_limit(mut self, objects: usize) -> Self {
         self.limit(objects);
@@ -450,8 +451,8 @@ impl<'a, P: Platform> Cache<'a, P> {
             .or_else(|| self.caches.with_relief(size_of::<Core<P>>(), allocate))
             .ok_or(AllocError::NoMemory)?;
         let memory = memory.cast::<Core<P>>();
-        let core = Core::new(self.name, 0, geometry, self.lifecycle, self.magazines);
-        core.slabs.set_limit(self.limit);
+        let mut core = Core::new(self.name, 0, geometry, self.lifecycle, self.magazines);
+        core.slabs.limit = self.limit;
         core.set_checks(self.checks);
         // SAFETY: the memory is for this, and the core stays there until `drop`.
         unsafe { self.caches.install(memory, core, &self.core) }?;
@@ -487,10 +488,11 @@ impl<P: Platform> fmt::Display for InUse<'_, P> {
         write!(f, "cache {} is not destroyed: {} of its objects are allocated", self.cache.name, self.objects)?;
         let (mut shown, mut result) = (0, Ok(()));
         if let Some(twin) = self.cache.existing().and_then(Core::twin) {
-            twin.for_each_allocation(self.cache.caches, |&Allocation { object, size, allocated, .. }| {
-                if let (Some(event), 0..SHOWN) = (allocated, shown) {
+            let allocations = |visit: &mut dyn FnMut(&Allocation)| twin.for_each_allocation(self.cache.caches, visit);
+            group_by_site(allocations, |site| {
+                if site.example.allocated.is_some() && shown < SHOWN {
                     shown += 1;
-                    result = result.and_then(|()| write!(f, "\n  {object:p}, {size} bytes, allocated: {event}"));
+                    result = result.and_then(|()| write!(f, "\n  {site}"));
                 }
             });
         }

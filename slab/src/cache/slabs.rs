@@ -74,6 +74,8 @@ pub(crate) struct Slabs<P> {
     damaged: AtomicU32,
     /// The state of a random number generator; 0 where slots are used in their order. The lock guards it.
     random: AtomicU32,
+    /// So many objects may be out of their slabs.
+    pub(crate) limit: usize,
 }
 
 #[derive(Debug)]
@@ -84,7 +86,6 @@ struct State {
     filled: u32,
     numbers: Numbers,
     colour: u32,
-    limit: usize,
     /// Empty slabs that may stay.
     keep: usize,
     /// The most and the fewest slabs with used slots since the interval began.
@@ -106,16 +107,8 @@ pub(crate) struct Numbers {
 impl<P> Slabs<P> {
     pub(crate) const fn new(id: u32, geometry: Geometry, lifecycle: Option<Lifecycle>) -> Self {
         let numbers = Numbers { slabs: 0, empty: 0, taken: 0, created: 0, released: 0 };
-        let state = State {
-            lists: [None; LISTS],
-            filled: 0,
-            numbers,
-            colour: 0,
-            limit: usize::MAX,
-            keep: HYSTERESIS,
-            busiest: 0,
-            idlest: 0,
-        };
+        let state =
+            State { lists: [None; LISTS], filled: 0, numbers, colour: 0, keep: HYSTERESIS, busiest: 0, idlest: 0 };
         let state = OwnLines(IrqLock::ordered(Level::Slabs, state));
         Self {
             geometry: geometry.for_cache(id),
@@ -126,6 +119,7 @@ impl<P> Slabs<P> {
             walks: AtomicU32::new(0),
             damaged: AtomicU32::new(Frame::NONE),
             random: AtomicU32::new(0),
+            limit: usize::MAX,
         }
     }
 }
@@ -210,7 +204,7 @@ impl<P: Platform> Slabs<P> {
         leave_homes: bool,
         rounds: &mut [Round],
     ) -> Result<Option<(usize, bool)>, AllocError> {
-        let most = rounds.len().min(state.limit.saturating_sub(state.numbers.taken));
+        let most = rounds.len().min(self.limit.saturating_sub(state.numbers.taken));
         if most == 0 {
             return Err(AllocError::AtLimit);
         }
@@ -352,8 +346,9 @@ impl<P: Platform> Slabs<P> {
         }
     }
 
-    pub(crate) fn set_limit(&self, objects: usize) {
-        self.state.lock().limit = objects;
+    /// Objects that are not free in their slab; in an NMI `None` where that cannot be known.
+    pub(crate) fn taken(&self) -> Option<usize> {
+        self.state.lock_unless_nmi().map(|state| state.numbers.taken)
     }
 
     /// All 0 where they cannot be looked at; see [`IrqLock::lock_to_report`].

@@ -188,6 +188,12 @@ impl<P> Guard<P> {
         places.filter_map(|(index, _)| self.at(index))
     }
 
+    /// How many of a cache are there, those that wait to be unmapped among them.
+    pub(crate) fn taken(&self, cache: u32) -> usize {
+        let is_there = |place: &&Place| place.cache.load(Relaxed) == cache && place.state.load(Relaxed) != FREE;
+        self.places().iter().filter(is_there).count()
+    }
+
     /// How many wait to be unmapped.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Relaxed)

@@ -5,6 +5,7 @@
 //! [`find_leaks`](crate::Heap::find_leaks) is the `::findleaks` of the Solaris debugger, and conservative as that is: a word
 //! that could be a pointer into an object is taken for one.
 
+use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
 
@@ -39,6 +40,18 @@ pub struct Site {
     pub bytes: usize,
 }
 
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { example: Allocation { object, allocated, .. }, objects, bytes } = *self;
+        let s = if objects == 1 { "" } else { "s" };
+        write!(f, "{objects} object{s}, {bytes} bytes, such as {object:p}, allocated: ")?;
+        match allocated {
+            Some(event) => write!(f, "{event}"),
+            None => f.write_str("it is not known where"),
+        }
+    }
+}
+
 /// Objects that wait to be searched for pointers. Those that find no place are found in the next pass.
 const WAITING: usize = 64;
 
@@ -53,6 +66,31 @@ impl Allocation {
     }
 }
 
+/// Calls `visit` with each place that has made allocations of a list, in no order. `list` calls what it is given with each of
+/// them; it is gone through once for every place, and once more.
+pub(crate) fn group_by_site(mut list: impl FnMut(&mut dyn FnMut(&Allocation)), mut visit: impl FnMut(&Site)) {
+    let mut last = None;
+    loop {
+        let mut next: Option<(u64, Site)> = None;
+        list(&mut |allocation| {
+            let key = allocation.key();
+            if last.is_some_and(|last| key <= last) || next.is_some_and(|(next, _)| key > next) {
+                return;
+            }
+            match &mut next {
+                Some((next, site)) if *next == key => {
+                    site.objects += 1;
+                    site.bytes += allocation.size;
+                }
+                _ => next = Some((key, Site { example: *allocation, objects: 1, bytes: allocation.size })),
+            }
+        });
+        let Some((key, site)) = next else { return };
+        visit(&site);
+        last = Some(key);
+    }
+}
+
 impl<P: Platform> Caches<P> {
     /// Calls `visit` with every object with checks that is allocated.
     pub(crate) fn for_each_allocation(&self, mut visit: impl FnMut(&Allocation)) {
@@ -60,27 +98,8 @@ impl<P: Platform> Caches<P> {
     }
 
     /// Calls `visit` with each place that has allocated such objects, in no order.
-    pub(crate) fn for_each_site(&self, mut visit: impl FnMut(&Site)) {
-        let mut last = None;
-        loop {
-            let mut next: Option<(u64, Site)> = None;
-            self.for_each_allocation(|allocation| {
-                let key = allocation.key();
-                if last.is_some_and(|last| key <= last) || next.is_some_and(|(next, _)| key > next) {
-                    return;
-                }
-                match &mut next {
-                    Some((next, site)) if *next == key => {
-                        site.objects += 1;
-                        site.bytes += allocation.size;
-                    }
-                    _ => next = Some((key, Site { example: *allocation, objects: 1, bytes: allocation.size })),
-                }
-            });
-            let Some((key, site)) = next else { return };
-            visit(&site);
-            last = Some(key);
-        }
+    pub(crate) fn for_each_site(&self, visit: impl FnMut(&Site)) {
+        group_by_site(|count| self.for_each_allocation(count), visit);
     }
 
     /// Calls `visit` with every object with checks that is allocated and that no word of `roots`, of objects without checks,
@@ -90,6 +109,30 @@ impl<P: Platform> Caches<P> {
     ///
     /// See [`Heap::find_leaks`](crate::Heap::find_leaks).
     pub(crate) unsafe fn find_leaks(&self, roots: &[Range<*const u8>], mut visit: impl FnMut(&Allocation)) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.with_leaks(roots, |leaks| leaks(&mut visit)) };
+    }
+
+    /// The same by the places that have allocated them.
+    ///
+    /// # Safety
+    ///
+    /// As [`find_leaks`](Self::find_leaks).
+    pub(crate) unsafe fn find_leaks_by_site(&self, roots: &[Range<*const u8>], visit: impl FnMut(&Site)) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.with_leaks(roots, |leaks| group_by_site(leaks, visit)) };
+    }
+
+    /// Calls `work` with what lists the leaks, any number of times.
+    ///
+    /// # Safety
+    ///
+    /// As [`find_leaks`](Self::find_leaks).
+    unsafe fn with_leaks(
+        &self,
+        roots: &[Range<*const u8>],
+        work: impl FnOnce(&mut dyn FnMut(&mut dyn FnMut(&Allocation))),
+    ) {
         let mut search = Search { caches: self, waiting: [(core::ptr::null(), 0); WAITING], length: 0, reached: false };
         for root in roots {
             // SAFETY: the roots may be read, says the caller.
@@ -118,7 +161,7 @@ impl<P: Platform> Caches<P> {
                 break;
             }
         }
-        self.for_each(|cache| cache.for_each_allocation_in(self, USED, &mut visit));
+        work(&mut |visit| self.for_each(|cache| cache.for_each_allocation_in(self, USED, &mut *visit)));
         self.for_each_checked(|_, _, state| _ = state.compare_exchange(AUDITED, USED, Relaxed, Relaxed));
     }
 

@@ -488,6 +488,17 @@ impl<P: Platform> Heap<P> {
         unsafe { self.caches.find_leaks(roots, visit) };
     }
 
+    /// Calls `visit` with each place of the program that has allocated such leaks: [`find_leaks`](Self::find_leaks) as
+    /// [`for_each_site`](Self::for_each_site) has it.
+    ///
+    /// # Safety
+    ///
+    /// As [`find_leaks`](Self::find_leaks).
+    pub unsafe fn find_leaks_by_site(&self, roots: &[Range<*const u8>], visit: impl FnMut(&Site)) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.caches.find_leaks_by_site(roots, visit) };
+    }
+
     /// Checks every object that was allocated with checks, be it allocated, free or waiting, and reports what is wrong with
     /// any. Returns how many were reported.
     pub fn check_objects(&self) -> usize {

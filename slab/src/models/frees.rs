@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::fault::{Fault, OnFault};
+use crate::sync::AtomicBool;
+use crate::sync::Ordering::{Acquire, Release};
 
 fn free_class_object(heap: &Heap, object: NonNull<u8>) -> Result<(), Fault> {
     // SAFETY: allocated from that class; that it is freed once only is what the model is about.
@@ -50,6 +52,32 @@ fn two_free_one_object(bench: &Bench) {
     }
     let reports = refused[0].get() + refused[1].get() + heap.faults();
     assert_eq!(reports, 1, "one of two frees must be reported, and one not");
+    bench.finish(heap);
+}
+
+/// CPU 1 frees what CPU 0 has freed before it goes on to free others.
+fn another_cpu_frees_again(bench: &Bench) {
+    let heap = bench.heap();
+    let objects = take(&heap, 3);
+    let freed = AtomicBool::new(false);
+    bench.run([
+        (
+            0,
+            Box::new(|| {
+                give(&heap, [objects[0]]);
+                freed.store(true, Release);
+                give(&heap, [objects[1], objects[2]]);
+            }) as Work<'_>,
+        ),
+        (
+            1,
+            Box::new(|| {
+                if freed.load(Acquire) {
+                    assert_eq!(free_class_object(&heap, objects[0]), Err(Fault::DoubleFree));
+                }
+            }),
+        ),
+    ]);
     bench.finish(heap);
 }
 
@@ -113,6 +141,16 @@ fn two_cpus_with_one_number_lose_what_another_cpu_frees() {
 #[test]
 fn row_5_of_two_cpus_that_free_one_object_one_is_reported() {
     holds(EveryOrder, two_free_one_object);
+}
+
+#[test]
+fn row_5_so_it_is_in_random_orders() {
+    holds(Random(1000), two_free_one_object);
+}
+
+#[test]
+fn row_4_a_second_free_on_another_cpu_is_refused_in_random_orders() {
+    holds(Random(1000), another_cpu_frees_again);
 }
 
 #[test]

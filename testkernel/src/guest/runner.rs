@@ -3,6 +3,7 @@
 //! A test is a function without arguments that fails by panicking; [`test!`] beside it puts it into the section of the
 //! ELF file that holds the list of tests. A panic or an exception ends the run: there is no unwinding.
 
+use core::alloc::Layout;
 use core::fmt::{self, Write};
 use core::mem;
 use core::ptr;
@@ -84,6 +85,9 @@ pub(super) fn run() -> ! {
         Ok(selection) => selection,
         Err(item) => stop::stop(format_args!("tests={item}: there are {} tests, from 0", tests.len()), |_| Ok(())),
     };
+    if cmdline::value("kslab.check").is_some() {
+        warm_up();
+    }
     // Firmware may have left a line without its end.
     println!();
     must(REPORT.lock().open(&mut *serial::lock(), selection.clone().count()));
@@ -94,6 +98,18 @@ pub(super) fn run() -> ! {
     }
     let exit = REPORT.lock().close(&mut *serial::lock(), format_args!("{}", HEAP.tables()));
     qemu::exit(must(exit) as u32)
+}
+
+/// Has the heap make what it keeps for objects with checks, so that no test takes that for memory that it has lost.
+fn warm_up() {
+    for size in kslab::SIZES {
+        let layout = Layout::from_size_align(size, 1).expect("a layout");
+        if let Some(block) = HEAP.allocate(layout) {
+            // SAFETY: just allocated, and not used.
+            unsafe { HEAP.free(block, layout) };
+        }
+    }
+    HEAP.shrink();
 }
 
 /// Says something about the running test, which is shown with its result. The host takes it for progress.

@@ -3,6 +3,7 @@
 use std::{ffi::OsString, fmt, path::PathBuf, process::ExitCode, str::FromStr, time::Duration};
 
 use clap::{Parser, ValueEnum, error::ErrorKind};
+use kslab::{Heap, platform::NoInterrupts};
 
 use super::elf::GuestTest;
 use crate::protocol::When;
@@ -64,7 +65,7 @@ pub struct Args {
     operations: Option<u64>,
 
     /// What is checked of objects, as `dentry:redzone,poison;*:audit`; `*:all` for everything
-    #[arg(long, value_name = "RULES", value_parser = no_space)]
+    #[arg(long, value_name = "RULES", value_parser = rules)]
     check: Option<String>,
 
     /// End a boot that makes no progress for so long [default: 60; 300 to count instructions through firmware]
@@ -148,9 +149,14 @@ impl Args {
     }
 }
 
-/// A word of the kernel's command line.
-fn no_space(word: &str) -> Result<String, String> {
-    if word.contains(char::is_whitespace) { Err("it has a space in it".into()) } else { Ok(word.into()) }
+/// A word of the kernel's command line that says what is checked. What it says wrong the kernel would say too, but when it
+/// stops.
+fn rules(word: &str) -> Result<String, String> {
+    static HEAP: Heap<NoInterrupts> = Heap::new();
+    if word.contains(char::is_whitespace) {
+        return Err("it has a space in it".into());
+    }
+    HEAP.set_checks(word.to_owned().leak()).map(|()| word.into()).map_err(|error| error.to_string())
 }
 
 /// How the kernel starts.

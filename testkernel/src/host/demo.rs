@@ -27,7 +27,7 @@ pub mod peers;
 pub mod table;
 
 /// The tests that misuse the kernel's allocator, each in a boot of its own.
-const KERNEL_TESTS: [&str; 2] = ["misuse::", "checks::"];
+const KERNEL_TESTS: [&str; 3] = ["misuse::", "checks::", "guard::"];
 
 /// A misuse, and what became of it with each allocator.
 type Row = (Misuse, Vec<Outcome>);

@@ -27,7 +27,7 @@ impl<P: Platform> Slabs<P> {
             let taken = self.take_from_lists(&mut state, frames, None, false, &mut round)?;
             return taken.map(|(_, constructed)| (round[0], constructed)).ok_or(AllocError::WouldGrow);
         }
-        if state.numbers.taken >= state.limit {
+        if state.numbers.taken >= self.limit {
             return Err(AllocError::AtLimit);
         }
         let with_room = (EMPTY..FULL).rev().chain(HOME..LISTS);

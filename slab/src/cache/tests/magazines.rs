@@ -2,6 +2,8 @@ use crate::sync::Ordering::Relaxed;
 use std::string::String;
 use std::sync::mpsc::sync_channel;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::Broken;
 use crate::cache::Round;
@@ -448,6 +450,16 @@ fn row_29_a_magazine_that_was_overwritten_is_reported_and_what_it_held_not_hande
             magazine.push(overwritten(round, wrong));
         });
         assert!(report.starts_with("kslab: bad free of 0x41414140: not a free object, but in a magazine"), "{report}");
+    }
+}
+
+proptest! {
+    #![proptest_config(crate::testing::cases(100, 1))]
+
+    #[test]
+    fn row_29_whatever_is_written_over_a_magazines_counts_is_reported(rounds in 200..=u16::MAX, capacity: u16) {
+        let report = found_after(|magazine| magazine.overwrite(rounds, capacity));
+        assert!(report.lines().next().unwrap().ends_with(": the allocator's own data was overwritten"), "{report}");
     }
 }
 

@@ -2,6 +2,8 @@ use crate::sync::Ordering::Relaxed;
 use std::format;
 use std::string::String;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::Broken;
 use crate::cache::magazine::Round;
@@ -318,6 +320,23 @@ fn what_is_free_in_the_home_of_another_cpu_is_not_lost_to_one_that_finds_no_memo
     });
 }
 
+#[test]
+fn row_108_one_live_object_a_slab_is_seen_in_the_counts() {
+    let machine = Machine::new(START, 64);
+    let heap = machine.heap();
+    let cache = cache(&heap);
+    let mut objects = allocate(&cache, 10 * SLOTS);
+    objects.sort();
+    objects.iter().enumerate().filter(|(index, _)| index % SLOTS > 0).for_each(|(_, object)| free(&cache, *object));
+    cache.shrink();
+    let stats = cache.stats().unwrap();
+    let seen = (stats.in_use, stats.slabs, stats.empty_slabs, stats.objects_per_slab);
+    assert_eq!(seen, (10, 10, 0, SLOTS), "none of these slabs can go back");
+    objects.iter().step_by(SLOTS).for_each(|object| free(&cache, *object));
+    cache.shrink();
+    assert_eq!(cache.stats().unwrap().slabs, 0);
+}
+
 const OVERWRITTEN: &str = "the allocator's own data was overwritten";
 
 /// The report of what is found when every object is freed and others are allocated, after `damage` to the slab of the
@@ -358,6 +377,27 @@ fn row_28_a_slabs_header_that_was_overwritten_is_reported_and_no_link_of_it_foll
         // With the colour gone, none of its objects is one any more.
         let expected = if name == "all of it" { "not the start of an allocation" } else { OVERWRITTEN };
         assert!(first.ends_with(expected), "{name}: {report}");
+    }
+}
+
+proptest! {
+    #![proptest_config(crate::testing::cases(200, 2))]
+
+    #[test]
+    fn row_28_whatever_is_written_over_a_slabs_header_is_reported(field in 0..6, value: u32) {
+        // Not a frame of the machine, where there might be a slab.
+        let frame = crate::Frame::containing(u64::from(value | 1 << 20) << 12);
+        let report = found_after(|slab| match field {
+            0 => slab.set_next(crate::cache::slab::BY_FULLNESS, frame),
+            1 => slab.set_previous(crate::cache::slab::BY_FULLNESS, frame),
+            2 => slab.set_next(OF_ALL, frame),
+            3 => slab.set_previous(OF_ALL, frame),
+            4 => slab.set_list(100 + value as usize % 10_000),
+            _ => slab.overwrite(value as u8),
+        });
+        let first = report.lines().next().unwrap();
+        let known = [OVERWRITTEN, "not the start of an allocation", "double free: it is free already, or was never allocated"];
+        assert!(known.iter().any(|text| first.ends_with(text)), "{report}");
     }
 }
 

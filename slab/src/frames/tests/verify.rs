@@ -1,5 +1,6 @@
 use super::stock::Two;
 use super::*;
+use proptest::prelude::*;
 use std::vec::Vec;
 
 use crate::Broken;
@@ -108,6 +109,22 @@ fn a_broken_stock_is_found() {
     assert!(frames.allocate(order(3)).is_some(), "what is broken there is not followed");
 }
 
+/// The report of what is found when all frames are allocated, after `damage` to the record of a free block of order 0.
+fn found_after(damage: impl FnOnce(&record::Record)) -> std::string::String {
+    let machine = Machine::new(START, 64);
+    let frames = all_of::<NoInterrupts>(&machine);
+    let taken: Vec<_> = core::iter::from_fn(|| frames.allocate(Order::ZERO)).collect();
+    // 4 to 7 merge; 10, 12 and 14 stay alone.
+    [4, 5, 6, 7, 10, 12, 14].into_iter().for_each(|index| free_run(&frames, nth(index), 1));
+    frames.drain_stock();
+    frames.verify().unwrap();
+    damage(record(&frames, 12));
+    report_of(|| {
+        let again: Vec<_> = core::iter::from_fn(|| frames.allocate(Order::ZERO)).collect();
+        assert!(again.is_empty(), "{again:?} were given out of {}", taken.len());
+    })
+}
+
 #[test]
 fn row_30_a_link_that_was_overwritten_is_reported_before_it_is_followed() {
     // What is written over the links of a free block of order 0, and to where.
@@ -116,20 +133,25 @@ fn row_30_a_link_that_was_overwritten_is_reported_before_it_is_followed() {
     for (name, set) in links {
         // An allocated frame, one within a free block, the block itself, one far outside.
         for to in [1, 5, 12, 1 << 20] {
-            let machine = Machine::new(START, 64);
-            let frames = all_of::<NoInterrupts>(&machine);
-            let taken: Vec<_> = core::iter::from_fn(|| frames.allocate(Order::ZERO)).collect();
-            // 4 to 7 merge; 10, 12 and 14 stay alone.
-            [4, 5, 6, 7, 10, 12, 14].into_iter().for_each(|index| free_run(&frames, nth(index), 1));
-            frames.drain_stock();
-            frames.verify().unwrap();
-            set(record(&frames, 12), Some(nth(to)));
-            let report = report_of(|| {
-                let again: Vec<_> = core::iter::from_fn(|| frames.allocate(Order::ZERO)).collect();
-                assert!(again.is_empty(), "{again:?} were given out of {}", taken.len());
-            });
+            let report = found_after(|record| set(record, Some(nth(to))));
             assert!(report.starts_with("kslab: damage at 0x"), "{name} to {to}: {report}");
             assert!(report.ends_with(": the allocator's own data was overwritten"), "{name} to {to}: {report}");
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(crate::testing::cases(200, 2))]
+
+    #[test]
+    fn row_30_whatever_is_written_over_a_link_is_reported_before_it_is_followed(
+        frame in prop_oneof![(0..64_u32).prop_map(|index| nth(0).offset(index)), any::<u32>().prop_map(crate::Frame::new)],
+        next: bool,
+    ) {
+        // Of the other free blocks of the order one is where the link leads anyhow.
+        prop_assume!(![10, 14].map(nth).contains(&frame) && frame.number() != u32::MAX);
+        let set = if next { record::Record::set_next } else { record::Record::set_previous };
+        let report = found_after(|record| set(record, Some(frame)));
+        assert!(report.ends_with(": the allocator's own data was overwritten"), "{frame:?}: {report}");
     }
 }

@@ -8,6 +8,9 @@ use crate::testing::report_of;
 
 const DOUBLE_FREE: &str = "double free: it is free already, or was never allocated";
 const BAD_BASE: &str = "not the start of an allocation";
+const BAD_ADDRESS: &str = "not memory of this allocator";
+
+static STATIC: u64 = 0;
 
 #[test]
 fn bad_frees_are_named_and_change_nothing() {
@@ -43,8 +46,16 @@ fn are_named_and_change_nothing<P: Platform>(heap: &super::super::Heap<P>) {
         ("row 8", at(object, 3), small, BAD_BASE.into()),
         ("row 8, frames", at(run, 1), runs, BAD_BASE.into()),
         ("row 10", at(object, 640), small, DOUBLE_FREE.into()),
-        ("row 11", NonNull::from(&mut on_stack), small, "not memory of this allocator".into()),
-        ("row 12", NonNull::without_provenance(8.try_into().unwrap()), small, "not memory of this allocator".into()),
+        ("row 11", NonNull::from(&mut on_stack), small, BAD_ADDRESS.into()),
+        ("row 11, a static", NonNull::from(&STATIC).cast(), small, BAD_ADDRESS.into()),
+        ("row 11, not mapped", NonNull::without_provenance(4096.try_into().unwrap()), small, BAD_ADDRESS.into()),
+        (
+            "row 12, not canonical",
+            NonNull::without_provenance((1 << 60).try_into().unwrap()),
+            small,
+            BAD_ADDRESS.into(),
+        ),
+        ("row 12", NonNull::without_provenance(8.try_into().unwrap()), small, BAD_ADDRESS.into()),
         ("row 13", at(object, 4080), small, BAD_BASE.into()),
         ("row 15", object, layout(72, 8), wrong(72, 64)),
         ("row 15, the next class", object, layout(65, 8), wrong(72, 64)),

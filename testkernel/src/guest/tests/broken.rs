@@ -1,7 +1,10 @@
 //! Tests that break the report or the kernel on purpose, for the tests of the host side. They never run in the suite.
 
+use alloc::boxed::Box;
 use core::arch::asm;
+use core::hint::black_box;
 
+use kernel::heap::HEAP;
 use kernel::{println, qemu, serial};
 use x86_64::VirtAddr;
 use x86_64::instructions::tables::lidt;
@@ -64,4 +67,23 @@ fn leaves_its_result_out() {
     let sealed = REPORT.lock().seal.finish(&mut *serial::lock());
     sealed.expect("the port reports no errors");
     qemu::exit(Exit::Success as u32);
+}
+
+#[inline(never)]
+fn makes_a_box() -> *mut [u64; 8] {
+    Box::into_raw(black_box(Box::new([0; 8])))
+}
+
+#[inline(never)]
+fn frees_a_box(pointer: *mut [u64; 8]) {
+    // SAFETY: it was made of a box; the second time it breaks the contract, which the heap must notice.
+    drop(black_box(unsafe { Box::from_raw(pointer) }));
+}
+
+test!(frees_twice, broken);
+fn frees_twice() {
+    HEAP.set_checks("size-64:audit").expect("rules");
+    let pointer = makes_a_box();
+    frees_a_box(pointer);
+    frees_a_box(pointer);
 }

@@ -1,12 +1,15 @@
 //! Objects with checks: what is written beside them or after their free stops the kernel with a report that names them.
 
+use alloc::vec::Vec;
 use core::alloc::Layout;
+use core::hint::black_box;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
-use kernel::heap::HEAP;
-use kernel::threads;
-use kslab::check::Checks;
-use kslab::fault::{OnFault, Report};
+use kernel::heap::{self, HEAP};
+use kernel::{cmdline, symbols, threads};
+use kslab::check::{Allocation, Checks};
+use kslab::fault::{Event, OnFault, Report};
 use kslab::{Cache, Order};
 use x86_64::instructions::interrupts;
 
@@ -335,6 +338,116 @@ fn row_115_without_entropy_the_order_of_slots_is_the_documented_one_and_with_it_
     let [one, again, other] = [Some(1), Some(1), Some(2)].map(order);
     assert_eq!(one, again, "the same for the same number");
     assert_ne!(one, other);
+}
+
+test!(
+    row_77_a_cache_that_is_ended_with_live_objects_says_who_has_made_them,
+    stops_with = "panic: called `Result::unwrap()` on an `Err` value: cache sockets is not destroyed: 3 of its objects are \
+                  allocated\n  3 objects, 183 bytes, such as 0x*, allocated: event ..."
+);
+fn row_77_a_cache_that_is_ended_with_live_objects_says_who_has_made_them() {
+    let cache = sockets(Checks::AUDIT);
+    // One call, which the compiler does not repeat.
+    for _ in 0..black_box(3) {
+        cache.allocate().expect("memory");
+    }
+    cache.destroy().unwrap();
+}
+
+#[inline(never)]
+fn makes_a_ledger() -> Vec<u8> {
+    black_box(Vec::with_capacity(1234))
+}
+
+#[inline(never)]
+fn makes_an_index() -> Vec<u8> {
+    black_box((0..=200).collect())
+}
+
+/// Whether a function of this name is among the calls that have led to an event.
+fn names(event: Option<Event>, function: &str) -> bool {
+    let addresses = event.map(|event| event.addresses).unwrap_or_default();
+    let mut calls = addresses.iter().take_while(|&&address| address != 0);
+    calls.any(|&address| symbols::find(address as u64 - 1).is_some_and(|symbol| symbol.mangled.contains(function)))
+}
+
+test!(two_functions_that_make_a_vec_are_two_places_and_both_are_named);
+fn two_functions_that_make_a_vec_are_two_places_and_both_are_named() {
+    HEAP.set_checks("size-*:audit").expect("rules");
+    let made = [makes_a_ledger(), makes_an_index()];
+    HEAP.set_checks("size-*:none").expect("rules");
+    for (function, bytes) in [("makes_a_ledger", 1234), ("makes_an_index", 201)] {
+        let mut found = [(0, 0); 2];
+        HEAP.for_each_site(|site| {
+            if names(site.example.allocated, function) {
+                found = [(site.objects, site.bytes), found[0]];
+            }
+        });
+        assert_eq!(found, [(1, bytes), (0, 0)], "{function}");
+    }
+    drop(made);
+    HEAP.set_checks(cmdline::value("kslab.check").unwrap_or("")).expect("rules");
+}
+
+static KEPT: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
+
+#[inline(never)]
+fn keeps_a_parcel(parcels: &Sockets) {
+    KEPT.store(parcels.allocate().expect("memory").as_ptr(), Relaxed);
+}
+
+/// The address in disguise, which is no reference to it.
+#[inline(never)]
+fn loses_a_parcel(parcels: &Sockets) -> usize {
+    !parcels.allocate().expect("memory").as_ptr().expose_provenance()
+}
+
+/// Writes over what calls have left below the stack in use.
+#[inline(never)]
+fn clear_the_stack() {
+    black_box([0_u8; 16 << 10]);
+}
+
+test!(what_no_variable_and_no_stack_refers_to_is_a_leak);
+fn what_no_variable_and_no_stack_refers_to_is_a_leak() {
+    const SIZE: usize = 200;
+    let parcels = Cache::new(HEAP.caches(), "parcels", layout(SIZE, 8)).with_checks(Checks::AUDIT);
+    keeps_a_parcel(&parcels);
+    let on_the_stack = black_box([parcels.allocate().expect("memory")]);
+    let lost = loses_a_parcel(&parcels);
+    clear_the_stack();
+    let roots = heap::roots();
+    let (mut leaks, mut places) = ([0; 4], [(0, false); 4]);
+    let mut count = 0;
+    interrupts::without_interrupts(|| {
+        let found = |leak: &Allocation| {
+            if leak.size == SIZE {
+                leaks[count % 4] = !leak.object.addr().get();
+                count += 1;
+            }
+        };
+        // SAFETY: nobody uses the heap meanwhile: this CPU is here, and others have nothing to do.
+        unsafe { HEAP.find_leaks(&roots, found) };
+        let mut next = places.iter_mut();
+        // SAFETY: as above.
+        unsafe {
+            HEAP.find_leaks_by_site(&roots, |site| {
+                if site.example.size == SIZE
+                    && let Some(place) = next.next()
+                {
+                    *place = (site.objects, names(site.example.allocated, "loses_a_parcel"));
+                }
+            });
+        }
+    });
+    assert_eq!((count, leaks[0]), (1, lost), "just the one that was lost");
+    assert_eq!(places, [(1, true), (0, false), (0, false), (0, false)], "and who has lost it");
+    let lost = core::ptr::with_exposed_provenance_mut(!lost);
+    let [mine] = black_box(on_the_stack);
+    let others =
+        [KEPT.swap(core::ptr::null_mut(), Relaxed), lost].map(|object| NonNull::new(object).expect("an object"));
+    [mine].into_iter().chain(others).for_each(|object| free_object(&parcels, object));
+    parcels.destroy().expect("no object is allocated");
 }
 
 /// Bytes of stack that the allocator may use below its caller: what the crate's documentation says.

@@ -3,7 +3,9 @@
 use alloc::alloc::{alloc_zeroed, dealloc};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::alloc::GlobalAlloc;
 use core::ptr::{self, NonNull};
+use core::sync::atomic::AtomicU64;
 
 use kernel::heap::HEAP;
 
@@ -281,20 +283,46 @@ fn a_free_inside_an_object_is_refused() {
 }
 
 test!(
-    a_free_of_what_is_not_the_heaps_is_refused,
+    row_11_a_free_of_an_unmapped_address_is_refused,
     stops_with = report!("bad free of 0xdead000: not memory of this allocator", "kind: BADADDR")
 );
-fn a_free_of_what_is_not_the_heaps_is_refused() {
+fn row_11_a_free_of_an_unmapped_address_is_refused() {
     free(ptr::without_provenance_mut(0xdead000), 64);
 }
 
 test!(
-    a_free_of_a_variable_on_the_stack_is_refused,
+    row_11_a_free_of_a_variable_on_the_stack_is_refused,
     stops_with = report!("bad free of 0x*: not memory of this allocator", "kind: BADADDR")
 );
-fn a_free_of_a_variable_on_the_stack_is_refused() {
+fn row_11_a_free_of_a_variable_on_the_stack_is_refused() {
     let mut variable = 0_u64;
     free((&raw mut variable).cast(), 8);
+}
+
+test!(
+    row_11_a_free_of_a_static_is_refused,
+    stops_with = report!("bad free of 0x*: not memory of this allocator", "kind: BADADDR")
+);
+fn row_11_a_free_of_a_static_is_refused() {
+    static VARIABLE: AtomicU64 = AtomicU64::new(0);
+    free(VARIABLE.as_ptr().cast(), 8);
+}
+
+test!(
+    row_12_a_free_of_what_is_not_canonical_is_refused,
+    stops_with = report!("bad free of 0x1000000000000000: not memory of this allocator", "kind: BADADDR")
+);
+fn row_12_a_free_of_what_is_not_canonical_is_refused() {
+    free(ptr::without_provenance_mut(1 << 60), 64);
+}
+
+test!(
+    row_12_a_free_of_null_is_refused,
+    stops_with = report!("bad free of 0x0: not memory of this allocator", "kind: BADADDR")
+);
+fn row_12_a_free_of_null_is_refused() {
+    // SAFETY: it breaks the contract, which the heap must notice.
+    unsafe { GlobalAlloc::dealloc(&HEAP, ptr::null_mut(), layout(64, 8)) };
 }
 
 test!(

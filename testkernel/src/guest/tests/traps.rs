@@ -228,8 +228,8 @@ fn a_panic_in_the_middle_of_a_line_is_reported() {
     print!("half a line {}", PanicsWhenPrinted("while printing"));
 }
 
-test!(a_report_during_a_report_ends_the_run, stops_with = "report during a report");
-fn a_report_during_a_report_ends_the_run() {
+test!(row_87_a_report_during_a_report_ends_the_run, stops_with = "report during a report");
+fn row_87_a_report_during_a_report_ends_the_run() {
     panic!("{}", PanicsWhenPrinted("while reporting"));
 }
 
