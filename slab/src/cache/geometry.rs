@@ -169,7 +169,7 @@ impl SlotFinder {
 
     /// How far into a slab an address is that is in one, if that is counted from the physical address 0.
     #[inline]
-    pub(crate) const fn into_slab(&self, address: usize) -> usize {
+    pub(crate) const fn offset_in_slab(&self, address: usize) -> usize {
         address & self.block_mask as usize
     }
 }

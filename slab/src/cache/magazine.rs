@@ -451,9 +451,9 @@ fn count(counter: &Counter) {
 #[derive(Debug)]
 pub(super) struct List {
     first: AtomicPtr<Body>,
-    length: usize,
+    length: u32,
     /// The shortest that it was since the interval began: so many it did without.
-    shortest: usize,
+    shortest: u32,
 }
 
 impl List {
@@ -482,12 +482,12 @@ impl List {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.length
+        self.length as usize
     }
 
     /// Begins an interval, and says how many magazines the last one did not need.
     pub(super) fn end_interval(&mut self) -> usize {
-        core::mem::replace(&mut self.shortest, self.length)
+        core::mem::replace(&mut self.shortest, self.length) as usize
     }
 
     /// Calls `look` with each.

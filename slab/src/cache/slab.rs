@@ -155,13 +155,16 @@ impl<'a> Slab<'a> {
     pub(super) fn take(self, rounds: &mut [Round], random: impl Fn() -> u32) -> (usize, bool) {
         let (mut taken, mut constructed) = (0, false);
         let (mut summary, shift) = (self.header.summary.load(Relaxed), self.group_shift());
+        let groups = self.states.len().div_ceil(1 << shift);
         for round in rounds {
             if summary == 0 {
                 break;
             }
             let random = random();
-            let first = random % u64::BITS;
-            let group = ((summary.rotate_right(first).trailing_zeros() + first) % u64::BITS) as usize;
+            // The first group from one on that is as likely as any other.
+            let first = (u64::from(random) * groups as u64) >> u32::BITS;
+            let behind = summary & (u64::MAX << first);
+            let group = if behind == 0 { summary } else { behind }.trailing_zeros() as usize;
             let states = self.group(group);
             let Some(slot) = choose(states, random >> 16) else { break };
             constructed = mark_taken(&states[slot]);

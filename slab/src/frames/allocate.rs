@@ -22,7 +22,7 @@ impl<P: Platform> Frames<P> {
     /// Frees a block that [`allocate`](Self::allocate) returned.
     ///
     /// A block that is not allocated, or has another order, is refused with a report: see *Bad frees* in the crate's
-    /// documentation. At worst half a stock of 30 single frames goes to the zone, and each merges 18 times.
+    /// documentation. At worst half a stock, 20 single frames, goes to the zone, and each merges 18 times.
     ///
     /// # Safety
     ///

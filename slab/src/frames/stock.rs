@@ -27,7 +27,7 @@ use crate::platform::Platform;
 use crate::verify::Broken;
 
 /// Frames that a stock can have.
-const CAPACITY: usize = 60;
+const CAPACITY: usize = 40;
 /// Frames that go in or out at a time, at most.
 const BATCH: usize = CAPACITY / 2;
 /// With fewer frames in all there are no stocks: 1 MiB.
@@ -39,14 +39,14 @@ const SINGLE: Owner = Owner::Stock(Order::ZERO);
 
 /// The frames of one CPU, each with its record. All bytes zero is an empty one.
 #[derive(Debug)]
-#[repr(C, align(1024))]
+#[repr(C, align(512))]
 struct Stock {
     count: AtomicU32,
     frames: [AtomicU32; CAPACITY],
     records: [AtomicPtr<Record>; CAPACITY],
 }
 
-const _: () = assert!(size_of::<Stock>() == 1024);
+const _: () = assert!(size_of::<Stock>() == 512);
 
 impl Stock {
     #[inline]

@@ -43,7 +43,7 @@ impl<P: Platform> Slabs<P> {
         let finder = &self.geometry.finder;
         let (address, header) = frames.slab_around(object, finder.owner)?;
         // SAFETY: the record says that it is a slab of this cache, which has written down where its header is.
-        unsafe { Slab::state_at(header, finder, finder.into_slab(address)) }
+        unsafe { Slab::state_at(header, finder, finder.offset_in_slab(address)) }
     }
 
     /// Changes the state of the slot of a round, which is in a magazine or was taken out of it, if it is `from`. Interrupts

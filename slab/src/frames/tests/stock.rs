@@ -35,7 +35,7 @@ pub(super) fn on_cpu<T>(cpu: usize, body: impl FnOnce() -> T) -> T {
 
 /// So many that each stock may have all that it can.
 const FRAMES: usize = 1024;
-const CAPACITY: usize = 60;
+const CAPACITY: usize = 40;
 
 fn machine() -> Machine {
     Machine::new(START, FRAMES)

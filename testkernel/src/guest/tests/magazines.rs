@@ -200,13 +200,13 @@ fn a_depot_keeps_a_small_share_of_memory() {
     const SIZE: usize = 32 << 10;
     unchanged(|| {
         let cache = new_cache("share", SIZE, 8);
-        let mut held = objects(&cache, 150);
+        let mut held = objects(&cache, 300);
         for _ in 0..3 {
             free_objects(&cache, held.split_off(1));
             let magazine = counts(&cache).magazine_rounds * SIZE;
-            let most = (frames().total_bytes() / 128).max(4 * magazine) + 3 * magazine;
+            let most = (frames().total_bytes() / 32).max(4 * magazine) + 3 * magazine;
             assert!(counts(&cache).in_magazines * SIZE <= most, "{:?}", counts(&cache));
-            held.extend(objects(&cache, 149));
+            held.extend(objects(&cache, 299));
         }
         free_objects(&cache, held);
     });
