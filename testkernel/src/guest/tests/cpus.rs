@@ -286,7 +286,7 @@ fn row_98_a_cpu_with_a_number_above_the_maximum_is_served() {
     const PAGES: u32 = 600;
     unchanged(|| {
         let memory = frames().block_run(PAGES, order(0)).expect("memory");
-        let heap = Box::new(Heap::<Beyond>::new());
+        let heap = Box::new(const { Heap::<Beyond>::new() });
         // SAFETY: the memory is this heap's alone, for as long as there is the heap.
         assert_eq!(unsafe { heap.init_range(memory.pointer(), PAGES as usize * PAGE) }, Ok(()));
         let block = layout(64, 8);

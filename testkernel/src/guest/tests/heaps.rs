@@ -28,7 +28,7 @@ impl Guest {
     /// Over `pages` page frames, of which none is the heap's yet.
     #[inline(never)]
     fn new(pages: u32) -> Self {
-        Self { heap: Box::new(Heap::new()), memory: frames().block_run(pages, Order::ZERO).expect("memory") }
+        Self { heap: Box::new(const { Heap::new() }), memory: frames().block_run(pages, Order::ZERO).expect("memory") }
     }
 
     /// The same with all of them, as a range of addresses.
