@@ -93,9 +93,9 @@
 //! A byte outside the object says which, and is set and tested at each step. Without checks the allocator never writes into
 //! an object, neither while it is used nor while it is free: what a constructor or a user leaves there stays.
 //!
-//! In a release build an allocation and its free take 41 instructions where the compiler knows the layout and 70 where it does
-//! not, 12 of them for the refusal of bad frees; where what was allocated last is not freed first, 108 and 59; in a slab of
-//! several page frames, or with its header elsewhere, 135 then, and in another than the largest range of memory more.
+//! In a release build an allocation and its free take 40 instructions where the compiler knows the layout and 62 where it does
+//! not, 9 and 11 of them for the refusal of bad frees; where what was allocated last is not freed first, 98 and 38, and in
+//! another than the largest range of memory more.
 //! `cargo bench --manifest-path slab/bench/Cargo.toml --bench instructions` counts them, through `GlobalAlloc` and with no
 //! interrupts to disable, and its loop in: 4 instructions, or 16. The share is what they are more than without those lines.
 //!
@@ -106,9 +106,9 @@
 //!
 //! | operation | what bounds it | instructions |
 //! |---|---|---|
-//! | an object from a magazine, and back | nothing is repeated | 77 |
+//! | an object from a magazine, and back | nothing is repeated | 66 |
 //! | an object from a slab | 16 objects at most are taken with one hold of a lock | 860 |
-//! | the same, from a new slab | its page frames, 1024 at most, each of whose records is written | 5,900 |
+//! | the same, from a new slab | its page frames, 1024 at most, each of whose records is written | 4,700 |
 //! | a free that fills a magazine | 63 objects at most go back with one hold of a lock; the slabs that are empty then leave, and each CPU is told | 3,200 |
 //! | a block of page frames, and back | 18 orders at most to cut or to merge; as many records are written as it has frames | 140 to 700 |
 //!
