@@ -105,19 +105,22 @@ fn page_frames() {
     in_a_row("frame_pair_order_9", || pair(order(9)));
 }
 
-/// Objects of a cache that are allocated, and then freed: more than magazines hold.
+/// Objects of a cache that are allocated, and then freed: more than a CPU's magazines hold.
 const OBJECTS: usize = 4000;
 
-/// The allocations and the frees of so many objects of a new cache: which is longer than half of them, than all but one in a
+/// The same of 512 bytes: more than its depot holds, too.
+const MANY_OBJECTS: usize = 20_000;
+
+/// The allocations and the frees of `count` objects of a new cache: which is longer than half of them, than all but one in a
 /// hundred, and the longest.
-fn of_many(name: &'static str) -> [[u64; 3]; 2] {
-    let cache = new_cache(name, 64, 8);
-    let mut objects = Vec::with_capacity(OBJECTS);
+fn of_many(name: &'static str, size: usize, count: usize) -> [[u64; 3]; 2] {
+    let cache = new_cache(name, size, 8);
+    let mut objects = Vec::with_capacity(count);
     let mut times = [const { Vec::new() }; 2].map(|mut times: Vec<u64>| {
-        times.reserve(OBJECTS);
+        times.reserve(count);
         times
     });
-    for _ in 0..OBJECTS {
+    for _ in 0..count {
         let (object, ticks) = counted(|| cache.allocate().expect("memory"));
         objects.push(object);
         times[0].push(ticks);
@@ -127,18 +130,20 @@ fn of_many(name: &'static str) -> [[u64; 3]; 2] {
     }
     times.map(|mut times| {
         times.sort_unstable();
-        [OBJECTS / 2, OBJECTS - OBJECTS / 100, OBJECTS - 1].map(|at| times[at])
+        [count / 2, count - count / 100, count - 1].map(|at| times[at])
     })
 }
 
 test!(the_slow_path, bench);
 fn the_slow_path() {
-    let [allocations, frees] = of_many("bench");
+    let [allocations, frees] = of_many("bench", 64, OBJECTS);
     for (what, [median, most, longest]) in [("allocation", allocations), ("free", frees)] {
         say(&format!("{what}_of_4000_median"), median);
         say(&format!("{what}_of_4000_99th"), most);
         say(&format!("{what}_of_4000_longest"), longest);
     }
+    let [_, [_, _, longest]] = of_many("past", 512, MANY_OBJECTS);
+    say("free_past_the_depot_longest", longest);
     shrink_everywhere();
     // A larger block is cut, and made whole.
     let (frame, ticks) = counted(|| frames().allocate(order(1)));
@@ -150,12 +155,12 @@ fn the_slow_path() {
 
 test!(what_is_alive_costs_nothing, bench);
 fn what_is_alive_costs_nothing() {
-    let alone = of_many("alone");
+    let alone = of_many("alone", 64, OBJECTS);
     let cache = new_cache("alive", 64, 8);
     let alive: Vec<_> = (0..200_000).map(|_| cache.allocate().expect("memory")).collect();
     let others: Vec<_> = (0..50).map(|_| new_cache("other", 96, 8)).collect();
     others.iter().for_each(|cache| free_object(cache, cache.allocate().expect("memory")));
-    let among = of_many("among");
+    let among = of_many("among", 64, OBJECTS);
     for (alone, among) in alone.into_iter().zip(among) {
         let grows = |at: usize| among[at] * 4 > alone[at] * 5;
         assert!(!grows(0) && !grows(1), "operations take {among:?} among many objects and caches, and {alone:?} alone");
