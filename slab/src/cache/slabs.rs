@@ -293,10 +293,8 @@ impl<P: Platform> Slabs<P> {
 
     /// Whether `object` is in the slab of this cache that starts at `first`.
     fn is_around(&self, frames: &Frames<P>, first: Frame, object: *mut u8) -> bool {
-        frames.frame_of(object).is_some_and(|frame| {
-            let offset = frame.number().wrapping_sub(first.number());
-            offset < self.geometry.frames
-        })
+        let frame = frames.frame_of(object);
+        frame.is_some_and(|frame| frame.number().wrapping_sub(first.number()) < self.geometry.frames)
     }
 
     /// The slot of an object of `slab`, if that is [`CACHED`].
