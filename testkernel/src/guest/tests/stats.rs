@@ -124,8 +124,8 @@ fn the_frames_table_adds_up() {
 test!(the_frame_records_take_at_most_0_4_percent_of_memory);
 fn the_frame_records_take_at_most_0_4_percent_of_memory() {
     let stats = frames().stats();
-    // Beside them are the CPUs' stocks and, for the smaller ranges of the map, a few tables.
-    assert!(stats.metadata * 1000 <= stats.total * 4 + 8 * 1000, "{} of {}", stats.metadata, stats.total);
+    // Beside them are the stocks of 64 CPUs, eight frames, and, for the smaller ranges of the map, a few tables.
+    assert!(stats.metadata * 1000 <= stats.total * 4 + 12 * 1000, "{} of {}", stats.metadata, stats.total);
 }
 
 /// A block of the heap, or an object of a cache, or page frames.
