@@ -93,8 +93,8 @@
 //! A byte outside the object says which, and is set and tested at each step. Without checks the allocator never writes into
 //! an object, neither while it is used nor while it is free: what a constructor or a user leaves there stays.
 //!
-//! In a release build an allocation and its free take 40 instructions where the compiler knows the layout and 62 where it does
-//! not, 9 and 11 of them for the refusal of bad frees; where what was allocated last is not freed first, 98 and 38, and in
+//! In a release build an allocation and its free take 40 instructions where the compiler knows the layout and 64 where it does
+//! not, 9 and 11 of them for the refusal of bad frees; where what was allocated last is not freed first, 100 and 38, and in
 //! another than the largest range of memory more.
 //! `cargo bench --manifest-path slab/bench/Cargo.toml --bench instructions` counts them, through `GlobalAlloc` and with no
 //! interrupts to disable, and its loop in: 4 instructions, or 16. The share is what they are more than without those lines.
