@@ -98,7 +98,7 @@ pub const WORKLOADS: [Workload; 17] = [
     Workload::of_heap("W2-fifo", "1000 x 64 bytes, the first freed first", Heap::FirstFirst).counted(),
     Workload::of_heap("W2-random", "1000 x 64 bytes, freed at random", Heap::Random).counted(),
     Workload::of_heap("W3", "16 to 2048 bytes, 10,000 live, replaced at random", Heap::Replace).counted(),
-    Workload::of_heap("W4", "a kernel's mix of objects, 20,000 live, in phases", Heap::Kernel),
+    Workload::of_heap("W4", "a kernel's mix of objects, 20,000 live, in phases", Heap::Kernel).counted(),
     Workload::of_heap("W5a", "W1 on two threads, against one thread's", Heap::Speedup).more("times"),
     Workload::of_heap("W5", "W1 on several threads", Heap::Throughput).more("million pairs/s").over(Axis::Threads),
     Workload::of_heap("W5b", "64 bytes allocated by one thread, freed by another", Heap::Handover)
