@@ -50,6 +50,8 @@ impl<P: Platform> Slabs<P> {
     /// are off, or this has the object for itself.
     #[inline]
     pub(crate) fn change(&self, frames: &Frames<P>, round: Round, from: u8, to: u8) -> bool {
+        // As in `Loaded::round`: models of CPUs that break the contract are to fail, and not to crash.
+        assert!(!cfg!(models) || !round.state.is_null(), "two CPUs use what is one's");
         // SAFETY: the slab has not left the cache, so the state is there: the object is not free, or the magazine would have
         // forgotten it.
         self.is_sound(frames, round) && change(unsafe { &*round.state }, from, to)
