@@ -19,8 +19,8 @@
 //! A mark *busy* in the CPU's own memory, which a nested handler sees and then takes the slow path, would be a few
 //! instructions cheaper. But a thread that is pre-empted between reading its CPU's number and setting the mark may go on
 //! elsewhere; so every scheduler would have to know of the mark. The interrupt flag asks nothing of anybody. It is
-//! *tested* before it is cleared and before it is set again: in an interrupt handler, or with a lock held, it is clear
-//! already, and stays untouched. It is never restored by `popf`: natively that is 14 ns for an allocation and its free, the tests 5 ns.
+//! *tested* before it is set again: in an interrupt handler, or with a lock held, it was clear already, and stays so. It is
+//! never restored by `popf`: natively that is 14 ns for an allocation and its free, the test 5 ns.
 //!
 //! # NMI
 //!

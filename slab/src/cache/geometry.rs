@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A slab is as few page frames as lose less than an eighth of themselves, and have at least [`FEW`] objects if [`FEW`] frames
-//! are enough for that: making a slab costs as much as allocating ten objects. Where that is not one frame, whose objects are
-//! the fastest to free, one of larger objects is as few as lose less than a twentieth, if up to [`MANY_FRAMES`] do. What is
+//! are enough for that: making a slab costs as much as allocating ten objects. Where that is not one frame, which is
+//! to be had as long as any is, one of larger objects is as few as lose less than a twentieth, if up to [`MANY_FRAMES`] do. What is
 //! lost is used for *colour*: the objects of one slab start a little later than those of the slab before, so that they do not
 //! compete for the same cache lines.
 //!

@@ -12,7 +12,8 @@
 //!
 //! Larger objects go to their slabs at once. Magazines start small, since many caches are hardly used, and take the next
 //! size when CPUs meet at the depot's lock (section 3.4 of the 2001 paper), or when they give it many magazines. They do not
-//! grow while memory is short. A smaller one makes place for a larger one where it would be exchanged, one at a time.
+//! grow while memory is short. A smaller one makes place for a larger one where it would be exchanged or filled from slabs, one
+//! at a time.
 
 #![forbid(unsafe_code)]
 

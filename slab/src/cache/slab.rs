@@ -44,6 +44,11 @@ const fn group_shift(slots: usize) -> u32 {
     usize::BITS - (slots.saturating_sub(1) / u64::BITS as usize).leading_zeros()
 }
 
+/// Groups of so many slots.
+const fn groups(slots: usize) -> usize {
+    slots.div_ceil(1 << group_shift(slots))
+}
+
 /// The two lists that a slab is in: that of slabs about as full, or a home, and that of all.
 pub(super) const BY_FULLNESS: usize = 0;
 pub(super) const OF_ALL: usize = 1;
@@ -106,7 +111,7 @@ impl<'a> Slab<'a> {
     /// The frames at `start` are as many as `geometry` says, and there are `geometry.header_bytes()` bytes at `header`,
     /// aligned to 8. Both are the caller's alone.
     pub(crate) unsafe fn create(start: *mut u8, header: *mut u8, geometry: &'a Geometry, colour: u32) -> Self {
-        let groups = geometry.slots.div_ceil(1 << group_shift(geometry.slots));
+        let groups = groups(geometry.slots);
         let value = Header {
             links: [const { Links { next: AtomicU32::new(Frame::NONE), previous: AtomicU32::new(Frame::NONE) } }; 2],
             colour: AtomicU32::new(colour),
@@ -155,7 +160,7 @@ impl<'a> Slab<'a> {
     pub(super) fn take(self, rounds: &mut [Round], random: impl Fn() -> u32) -> (usize, bool) {
         let (mut taken, mut constructed) = (0, false);
         let (mut summary, shift) = (self.header.summary.load(Relaxed), self.group_shift());
-        let groups = self.states.len().div_ceil(1 << shift);
+        let groups = groups(self.states.len());
         for round in rounds {
             if summary == 0 {
                 break;
@@ -301,7 +306,7 @@ impl<'a> Slab<'a> {
     /// Whether used count and summary are those of the states.
     pub(super) fn is_consistent(self) -> bool {
         let free = self.states.iter().filter(|state| is_free(state)).count();
-        let groups = 0..self.states.len().div_ceil(1 << self.group_shift());
+        let groups = 0..groups(self.states.len());
         let summary =
             groups.filter(|&group| self.group(group).iter().any(is_free)).fold(0, |bits, group| bits | 1 << group);
         self.used() == self.states.len() - free && self.header.summary.load(Relaxed) == summary
