@@ -4,75 +4,78 @@
 //! room of one of them: then it lies elsewhere (*off-slab*).
 //!
 //! ```text
-//! | colour | slot 0 | slot 1 | ... | slot n-1 | unused | header | state 0 | state 1 | ... |
+//! | ... | slot n-1 | header | state 0 | state 1 | ... | unused | slot 0 | slot 1 | ...
 //! ```
 //!
 //! A slab is as few page frames as lose less than an eighth of themselves, and have at least [`FEW`] objects if [`FEW`] frames
 //! are enough for that: making a slab costs as much as allocating ten objects. Where that is not one frame, which is
-//! to be had as long as any is, one of larger objects is as few as lose less than a twentieth, if up to [`MANY_FRAMES`] do. What is
-//! lost is used for *colour*: the objects of one slab start a little later than those of the slab before, so that they do not
-//! compete for the same cache lines.
+//! to be had as long as any is, one of larger objects is as few as lose less than a twentieth, if up to [`MANY_FRAMES`] do.
+//!
+//! So that slabs do not compete for the same cache lines, they have *colours*: the header of one lies a few objects later
+//! than that of the slab before, and slots go round, from behind the header to before it. Where a slab is not a power of two of
+//! frames, or its header is elsewhere, what is lost is used: its objects start a little later than those of the slab before, and
+//! the header, if it is there, is the last thing in it.
 //!
 //! The slabs of the heap's size classes; lost is what no object has, header and states included, also where they are
 //! elsewhere:
 //!
 //! | bytes | KiB a slab | objects | bytes lost | % | colours |
 //! |---|---|---|---|---|---|
-//! | 8 | 4 | 451 | 488 | 11.9 | 1 |
-//! | 16 | 4 | 239 | 272 | 6.6 | 1 |
-//! | 24 | 4 | 162 | 208 | 5.1 | 2 |
-//! | 32 | 4 | 123 | 160 | 3.9 | 1 |
-//! | 40 | 4 | 99 | 136 | 3.3 | 1 |
-//! | 48 | 4 | 82 | 160 | 3.9 | 3 |
-//! | 56 | 4 | 71 | 120 | 2.9 | 3 |
-//! | 64 | 4 | 62 | 128 | 3.1 | 1 |
+//! | 8 | 4 | 451 | 488 | 11.9 | 57 |
+//! | 16 | 4 | 239 | 272 | 6.6 | 60 |
+//! | 24 | 4 | 162 | 208 | 5.1 | 21 |
+//! | 32 | 4 | 123 | 160 | 3.9 | 62 |
+//! | 40 | 4 | 99 | 136 | 3.3 | 13 |
+//! | 48 | 4 | 82 | 160 | 3.9 | 21 |
+//! | 56 | 4 | 71 | 120 | 2.9 | 9 |
+//! | 64 | 4 | 62 | 128 | 3.1 | 63 |
 //! | 72 | 4 | 55 | 136 | 3.3 | 7 |
-//! | 80 | 4 | 50 | 96 | 2.3 | 1 |
-//! | 88 | 4 | 45 | 136 | 3.3 | 8 |
-//! | 96 | 4 | 41 | 160 | 3.9 | 3 |
-//! | 104 | 4 | 38 | 144 | 3.5 | 10 |
-//! | 112 | 4 | 35 | 176 | 4.3 | 7 |
-//! | 120 | 4 | 33 | 136 | 3.3 | 9 |
-//! | 128 | 4 | 31 | 128 | 3.1 | 1 |
-//! | 144 | 4 | 28 | 64 | 1.6 | 1 |
-//! | 160 | 4 | 25 | 96 | 2.3 | 2 |
-//! | 176 | 4 | 22 | 224 | 5.5 | 11 |
-//! | 192 | 4 | 21 | 64 | 1.6 | 1 |
-//! | 208 | 4 | 19 | 144 | 3.5 | 6 |
-//! | 224 | 4 | 18 | 64 | 1.6 | 1 |
-//! | 240 | 4 | 16 | 256 | 6.2 | 14 |
-//! | 256 | 4 | 15 | 256 | 6.2 | 1 |
-//! | 288 | 4 | 14 | 64 | 1.6 | 1 |
-//! | 320 | 4 | 12 | 256 | 6.2 | 4 |
+//! | 80 | 4 | 50 | 96 | 2.3 | 13 |
+//! | 88 | 4 | 45 | 136 | 3.3 | 6 |
+//! | 96 | 4 | 41 | 160 | 3.9 | 21 |
+//! | 104 | 4 | 38 | 144 | 3.5 | 5 |
+//! | 112 | 4 | 35 | 176 | 4.3 | 9 |
+//! | 120 | 4 | 33 | 136 | 3.3 | 5 |
+//! | 128 | 4 | 31 | 128 | 3.1 | 32 |
+//! | 144 | 4 | 28 | 64 | 1.6 | 8 |
+//! | 160 | 4 | 25 | 96 | 2.3 | 13 |
+//! | 176 | 4 | 22 | 224 | 5.5 | 6 |
+//! | 192 | 4 | 21 | 64 | 1.6 | 22 |
+//! | 208 | 4 | 19 | 144 | 3.5 | 5 |
+//! | 224 | 4 | 18 | 64 | 1.6 | 10 |
+//! | 240 | 4 | 16 | 256 | 6.2 | 5 |
+//! | 256 | 4 | 15 | 256 | 6.2 | 16 |
+//! | 288 | 4 | 14 | 64 | 1.6 | 8 |
+//! | 320 | 4 | 12 | 256 | 6.2 | 13 |
 //! | 352 | 4 | 11 | 224 | 5.5 | 6 |
-//! | 384 | 4 | 10 | 256 | 6.2 | 2 |
-//! | 416 | 4 | 9 | 352 | 8.6 | 10 |
-//! | 448 | 4 | 9 | 64 | 1.6 | 1 |
-//! | 480 | 4 | 8 | 256 | 6.2 | 7 |
-//! | 512 | 8 | 15 | 512 | 6.2 | 1 |
-//! | 576 | 4 | 7 | 64 | 1.6 | 1 |
-//! | 640 | 4 | 6 | 256 | 6.2 | 2 |
+//! | 384 | 4 | 10 | 256 | 6.2 | 11 |
+//! | 416 | 4 | 9 | 352 | 8.6 | 5 |
+//! | 448 | 4 | 9 | 64 | 1.6 | 10 |
+//! | 480 | 4 | 8 | 256 | 6.2 | 5 |
+//! | 512 | 8 | 15 | 512 | 6.2 | 16 |
+//! | 576 | 4 | 7 | 64 | 1.6 | 8 |
+//! | 640 | 4 | 6 | 256 | 6.2 | 7 |
 //! | 704 | 12 | 17 | 320 | 2.6 | 5 |
-//! | 768 | 4 | 5 | 256 | 6.2 | 1 |
-//! | 832 | 16 | 19 | 576 | 3.5 | 9 |
-//! | 896 | 8 | 9 | 128 | 1.6 | 1 |
-//! | 960 | 4 | 4 | 256 | 6.2 | 4 |
+//! | 768 | 4 | 5 | 256 | 6.2 | 6 |
+//! | 832 | 16 | 19 | 576 | 3.5 | 20 |
+//! | 896 | 8 | 9 | 128 | 1.6 | 10 |
+//! | 960 | 4 | 4 | 256 | 6.2 | 5 |
 //! | 1024 | 4 | 4 | 64 | 1.6 | 1 |
-//! | 1152 | 8 | 7 | 128 | 1.6 | 1 |
+//! | 1152 | 8 | 7 | 128 | 1.6 | 8 |
 //! | 1280 | 20 | 16 | 64 | 0.3 | 1 |
 //! | 1408 | 20 | 14 | 768 | 3.8 | 6 |
 //! | 1536 | 12 | 8 | 64 | 0.5 | 1 |
 //! | 1664 | 20 | 12 | 512 | 2.5 | 4 |
-//! | 1792 | 16 | 9 | 256 | 1.6 | 1 |
-//! | 1920 | 32 | 17 | 128 | 0.4 | 1 |
+//! | 1792 | 16 | 9 | 256 | 1.6 | 10 |
+//! | 1920 | 32 | 17 | 128 | 0.4 | 18 |
 //! | 2048 | 8 | 4 | 64 | 0.8 | 1 |
-//! | 2304 | 16 | 7 | 256 | 1.6 | 1 |
+//! | 2304 | 16 | 7 | 256 | 1.6 | 8 |
 //! | 2560 | 20 | 8 | 64 | 0.3 | 1 |
 //! | 2816 | 20 | 7 | 768 | 3.8 | 3 |
 //! | 3072 | 12 | 4 | 64 | 0.5 | 1 |
 //! | 3328 | 20 | 6 | 512 | 2.5 | 2 |
 //! | 3584 | 28 | 8 | 64 | 0.2 | 1 |
-//! | 3840 | 16 | 4 | 1024 | 6.2 | 4 |
+//! | 3840 | 16 | 4 | 1024 | 6.2 | 5 |
 //! | 4096 | 16 | 4 | 64 | 0.4 | 1 |
 //! | 4608 | 28 | 6 | 1024 | 3.6 | 2 |
 //! | 5120 | 20 | 4 | 64 | 0.3 | 1 |
@@ -80,7 +83,7 @@
 //! | 6144 | 12 | 2 | 64 | 0.5 | 1 |
 //! | 6656 | 20 | 3 | 512 | 2.5 | 1 |
 //! | 7168 | 28 | 4 | 64 | 0.2 | 1 |
-//! | 7680 | 8 | 1 | 512 | 6.2 | 1 |
+//! | 7680 | 8 | 1 | 512 | 6.2 | 2 |
 //! | 8192 | 8 | 1 | 64 | 0.8 | 1 |
 
 #![forbid(unsafe_code)]
@@ -114,6 +117,9 @@ const MOST_FRAMES: usize = 1024;
 /// The largest alignment of an object: 2 MiB.
 const LARGEST_ALIGNMENT: usize = 2 << 20;
 
+/// A cache line.
+const LINE: usize = 64;
+
 /// The smallest distance between two slots.
 const SMALLEST: usize = 8;
 
@@ -132,12 +138,22 @@ pub(crate) struct Geometry {
     pub(crate) slots: usize,
     /// 2^32 times the [`BANDS`] by the slots, rounded down: so much fuller a slab is by one object.
     pub(crate) bands_a_slot: usize,
-    /// How many different starts the first slot may have, `align` apart.
+    /// How many different places there are for the first slot.
     pub(crate) colours: u32,
     pub(crate) off_slab: bool,
     pub(crate) finder: SlotFinder,
-    /// Where in a slab its header is, if it is there.
-    pub(crate) header_offset: usize,
+    /// From one colour to the next.
+    step: usize,
+    /// The header's place is the colour, and slots go round; or else the first slot's place is the colour.
+    goes_round: bool,
+}
+
+/// Where things are in a slab of one colour, in bytes from its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Places {
+    /// The header, if it is in the slab.
+    pub(crate) header: usize,
+    pub(crate) first_slot: usize,
 }
 
 /// What finds a slot: in one cache line, for the sake of frees.
@@ -150,27 +166,25 @@ pub(crate) struct SlotFinder {
     count: u32,
     /// What the records of the slabs' frames say.
     pub(crate) owner: SlabOwner,
-    /// Of an address in a slab's block, what is counted from the block's start.
+    /// Slots go round the block.
     block_mask: u32,
 }
 
 const _: () = assert!(size_of::<SlotFinder>() == 32);
 
 impl SlotFinder {
-    /// The slot that starts `offset` bytes after the first, which is at most 4 MiB before or after it; `None` where none
-    /// does.
+    /// The slot that starts `distance` bytes after the first, round the block; `None` where none does.
     #[inline]
-    pub(crate) fn at(&self, offset: usize) -> Option<usize> {
-        // Below 0 it becomes nearly 2^32, and leads to no slot.
-        let product = u128::from(offset as u32) * u128::from(self.reciprocal);
+    pub(crate) fn at(&self, distance: usize) -> Option<usize> {
+        let product = u128::from(self.round(distance) as u32) * u128::from(self.reciprocal);
         let slot = (product >> 64) as u32;
         ((product as u64) < self.reciprocal && slot < self.count).then_some(slot as usize)
     }
 
-    /// How far into a slab an address is that is in one, if that is counted from the physical address 0.
+    /// A distance in a slab that starts where a block does, which may have gone round that.
     #[inline]
-    pub(crate) const fn offset_in_slab(&self, address: usize) -> usize {
-        address & self.block_mask as usize
+    pub(crate) const fn round(&self, distance: usize) -> usize {
+        distance & self.block_mask as usize
     }
 }
 
@@ -220,9 +234,6 @@ impl Geometry {
             return None;
         };
         let order = if size.get() < alignment.get() { alignment } else { size };
-        let header = if off_slab { 0 } else { header_bytes(slots) };
-        let header_offset = frames as usize * FRAME_SIZE - header;
-        let room = header_offset - slots * stride;
         let block_mask = (size.bytes() - 1) as u32;
         let finder = SlotFinder {
             reciprocal: u64::MAX / stride as u64 + 1,
@@ -230,9 +241,40 @@ impl Geometry {
             owner: SlabOwner::NONE,
             block_mask,
         };
-        let colours = (room / align) as u32 + 1;
+        let goes_round = !off_slab && frames.is_power_of_two();
+        let (step, room) = if goes_round {
+            (objects_of_a_colour(stride, slots) * stride, slots * stride)
+        } else {
+            let header = if off_slab { 0 } else { header_bytes(slots) };
+            (align, frames as usize * FRAME_SIZE - header - slots * stride)
+        };
+        let colours = (room / step) as u32 + 1;
         let bands_a_slot = (BANDS << 32) / slots;
-        Some(Self { stride, align, frames, size, order, slots, bands_a_slot, colours, off_slab, finder, header_offset })
+        Some(Self {
+            stride,
+            align,
+            frames,
+            size,
+            order,
+            slots,
+            bands_a_slot,
+            colours,
+            off_slab,
+            finder,
+            step,
+            goes_round,
+        })
+    }
+
+    /// Where things are in a slab of a colour, of which there are [`colours`](Self::colours).
+    pub(crate) const fn places(&self, colour: u32) -> Places {
+        let shift = colour as usize * self.step;
+        if self.goes_round {
+            let gap = self.bytes() - self.slots * self.stride;
+            Places { header: shift, first_slot: self.finder.round(shift + gap) }
+        } else {
+            Places { header: self.bytes() - self.header_bytes(), first_slot: shift }
+        }
     }
 
     /// Bytes in a slab.
@@ -257,6 +299,16 @@ impl Geometry {
     pub(crate) const fn first_of(&self, frame: Frame) -> Frame {
         frame.block_start(self.size)
     }
+}
+
+/// How many objects further on a header lies from colour to colour: at the start of a cache line again, if that leaves a few
+/// colours.
+const fn objects_of_a_colour(stride: usize, slots: usize) -> usize {
+    let mut objects = LINE >> if stride.is_multiple_of(LINE) { LINE.trailing_zeros() } else { stride.trailing_zeros() };
+    while objects > 1 && slots / objects < FEW {
+        objects /= 2;
+    }
+    objects
 }
 
 /// Bytes that header and states of so many slots take.

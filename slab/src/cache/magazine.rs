@@ -265,14 +265,15 @@ impl Loaded {
     /// Takes the last round out, if there is one and `may` says so.
     #[inline]
     pub(super) fn pop_if(&self, may: impl FnOnce(Round) -> bool) -> Option<Round> {
-        let fill = self.fill.get().wrapping_sub(ROUND);
-        if fill >= self.limit.load(Relaxed) {
+        // Below 0 it is more than any limit.
+        let fill = (self.fill.get() as usize).wrapping_sub(ROUND as usize);
+        if fill >= self.limit.load(Relaxed) as usize {
             return None;
         }
         // SAFETY: initialised (invariant 1).
         let last = unsafe { self.round(fill).read() };
         may(last).then(|| {
-            self.fill.set(fill);
+            self.fill.set(fill as u32);
             self.count_allocation();
             last
         })
@@ -335,17 +336,17 @@ impl Loaded {
     }
 
     #[inline]
-    fn round(&self, at: u32) -> *mut Round {
+    fn round(&self, at: usize) -> *mut Round {
         // A CPU that goes on when it has been retired, against the contract: models of that are to fail, and not to crash.
         assert!(!cfg!(models) || self.place.get().is_some(), "two CPUs use what is one's");
-        self.place.magazine().slot(0).wrapping_byte_add(at as usize)
+        self.place.magazine().slot(0).wrapping_byte_add(at)
     }
 
     /// Calls `look` with each round that was taken out and may be put back.
     pub(super) fn for_each_taken(&self, mut look: impl FnMut(Round)) {
         for at in (self.fill.get()..self.limit.load(Relaxed)).step_by(ROUND as usize) {
             // SAFETY: initialised (invariant 1).
-            let round = unsafe { self.round(at).read() };
+            let round = unsafe { self.round(at as usize).read() };
             if round != Round::NONE {
                 look(round);
             }
@@ -432,7 +433,7 @@ impl Next<'_> {
 
     #[inline]
     fn round(&self) -> *mut Round {
-        self.loaded.round(self.loaded.fill.get())
+        self.loaded.round(self.loaded.fill.get() as usize)
     }
 
     #[inline]

@@ -29,6 +29,7 @@
 mod upkeep;
 
 use core::fmt;
+use core::ptr::NonNull;
 
 use super::magazine::{List, Loaded, Magazine, Next, Place, Round};
 use super::shared::Caches;
@@ -37,7 +38,7 @@ use crate::fault::Fault;
 use crate::lock::{Interrupts, IrqGuard, IrqLock, Level, OwnLines};
 use crate::platform::{Platform, in_nmi};
 use crate::sync::Ordering::Relaxed;
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Counter, Ordering};
+use crate::sync::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Counter, Ordering};
 
 /// How often a free goes around before it leaves the round to the layer below.
 const ATTEMPTS: usize = 3;
@@ -46,8 +47,10 @@ const ATTEMPTS: usize = 3;
 pub(crate) struct Magazines<P> {
     /// `P::CPUS` of them; null until the first free that finds memory for them.
     cpus: AtomicPtr<Cpu>,
-    /// What is allocated needs more than a round.
-    bypassed: AtomicBool,
+    /// CPUs that may free to their magazines, and that may allocate from them: those with lower numbers. The depot's lock guards
+    /// both; each is 0 or `P::CPUS`, and 0 as long as `cpus` is null.
+    freeing: AtomicUsize,
+    allocating: AtomicUsize,
     shared: OwnLines<Shared<P>>,
     /// The kind that is made now.
     kind: AtomicU8,
@@ -84,6 +87,8 @@ struct Depot {
     empty: List,
     /// Full magazines that it was given in this interval, or since magazines have grown.
     given: u32,
+    /// What is allocated needs more than a round.
+    bypassed: bool,
 }
 
 /// What became of a round on its way into a magazine.
@@ -116,10 +121,11 @@ impl<P> Magazines<P> {
             Some((first, largest)) => (first.index(), Some(largest)),
             None => (0, None),
         };
-        let depot = Depot { full: List::new(), empty: List::new(), given: 0 };
+        let depot = Depot { full: List::new(), empty: List::new(), given: 0, bypassed: false };
         Self {
             cpus: AtomicPtr::new(core::ptr::null_mut()),
-            bypassed: AtomicBool::new(false),
+            freeing: AtomicUsize::new(0),
+            allocating: AtomicUsize::new(0),
             shared: OwnLines(Shared { depot: IrqLock::ordered(Level::Depot, depot), contention: AtomicU32::new(0) }),
             kind: AtomicU8::new(first),
             largest,
@@ -384,26 +390,33 @@ impl<P: Platform> Magazines<P> {
             // SAFETY: allocated above with this size; another CPU's came first.
             unsafe { shared.free_metadata(cpus.cast(), P::CPUS * size_of::<Cpu>()) };
         }
+        self.open(|_| ());
+    }
+
+    /// Lets CPUs use their places, if there are any, after `change`.
+    fn open(&self, change: impl FnOnce(&mut Depot)) {
+        let mut depot = self.shared.depot.lock();
+        change(&mut depot);
+        let count = if self.cpus.load(Relaxed).is_null() { 0 } else { P::CPUS };
+        self.freeing.store(count, Ordering::Release);
+        self.allocating.store(if depot.bypassed { 0 } else { count }, Ordering::Release);
     }
 
     /// What the CPU has on which this runs, as long as interrupts are off.
     #[inline]
     pub(super) fn here(&self) -> Option<&Cpu> {
-        self.cpu(P::current_cpu())
+        self.cpu_below(&self.freeing, P::current_cpu())
     }
 
     /// Whether [`pop_here`](Self::pop_here) is to find nothing.
     pub(super) fn bypass(&self, bypass: bool) {
-        self.bypassed.store(bypass, Relaxed);
+        self.open(|depot| depot.bypassed = bypass);
     }
 
     /// The last round of this CPU's loaded magazine, if there is one and `may` says so. Interrupts are off.
     #[inline]
     pub(super) fn pop_here(&self, may: impl FnOnce(Round) -> bool) -> Option<Round> {
-        if self.bypassed.load(Relaxed) {
-            return None;
-        }
-        self.here()?.loaded.pop_if(may)
+        self.cpu_below(&self.allocating, P::current_cpu())?.loaded.pop_if(may)
     }
 
     /// Where this CPU's next round goes, if there is room; as long as interrupts are off.
@@ -415,14 +428,19 @@ impl<P: Platform> Magazines<P> {
         self.here()?.loaded.next()
     }
 
-    #[inline]
     fn cpu(&self, number: usize) -> Option<&Cpu> {
-        let cpus = self.cpus.load(Ordering::Acquire);
-        if number >= P::CPUS || cpus.is_null() {
+        self.cpu_below(&self.freeing, number)
+    }
+
+    /// The CPU with this number, if that is below `end`, [`freeing`](Self::freeing) or [`allocating`](Self::allocating).
+    #[inline]
+    fn cpu_below(&self, end: &AtomicUsize, number: usize) -> Option<&Cpu> {
+        if number >= end.load(Ordering::Acquire) {
             return None;
         }
-        // SAFETY: `set_up` has written `P::CPUS` of them, and they stay until `tear_down`, which has the layer alone.
-        Some(unsafe { &*cpus.add(number) })
+        // SAFETY: `set_up` has written `P::CPUS` of them before either was more than 0, and they stay until `tear_down`, which
+        // has the layer alone.
+        Some(unsafe { NonNull::new_unchecked(self.cpus.load(Relaxed)).add(number).as_ref() })
     }
 
     /// Whether this CPU has magazines to give up.

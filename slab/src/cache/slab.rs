@@ -73,7 +73,7 @@ pub(crate) struct Header {
     /// Which of the lists other than that of all it is in.
     list: AtomicU16,
     /// Bytes from the start of the slab to its first slot. Frees look at it, and so it is beside the states.
-    colour: AtomicU32,
+    first_slot: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Header>() == 32);
@@ -109,12 +109,12 @@ impl<'a> Slab<'a> {
     /// # Safety
     ///
     /// The frames at `start` are as many as `geometry` says, and there are `geometry.header_bytes()` bytes at `header`,
-    /// aligned to 8. Both are the caller's alone.
-    pub(crate) unsafe fn create(start: *mut u8, header: *mut u8, geometry: &'a Geometry, colour: u32) -> Self {
+    /// aligned to 8. Both are the caller's alone. `first_slot` is one of `geometry`'s [`Places`](super::geometry::Places).
+    pub(crate) unsafe fn create(start: *mut u8, header: *mut u8, geometry: &'a Geometry, first_slot: usize) -> Self {
         let groups = groups(geometry.slots);
         let value = Header {
             links: [const { Links { next: AtomicU32::new(Frame::NONE), previous: AtomicU32::new(Frame::NONE) } }; 2],
-            colour: AtomicU32::new(colour),
+            first_slot: AtomicU32::new(first_slot as u32),
             used: AtomicU16::new(0),
             list: AtomicU16::new(0),
             summary: AtomicU64::new(u64::MAX >> (u64::BITS as usize - groups)),
@@ -141,7 +141,7 @@ impl<'a> Slab<'a> {
         }
     }
 
-    /// The state of the slot whose object starts `offset` bytes after the slab's start.
+    /// The state of the slot whose object starts `offset` bytes after the slab's start, or some blocks later.
     ///
     /// # Safety
     ///
@@ -149,8 +149,8 @@ impl<'a> Slab<'a> {
     #[inline]
     pub(crate) unsafe fn state_at(header: *mut u8, finder: &SlotFinder, offset: usize) -> Option<&'a AtomicU8> {
         // SAFETY: `create` has written it, and nobody makes an exclusive reference to it.
-        let colour = unsafe { &*header.cast::<Header>() }.colour.load(Relaxed) as usize;
-        let slot = finder.at(offset.wrapping_sub(colour))?;
+        let first_slot = unsafe { &*header.cast::<Header>() }.first_slot.load(Relaxed) as usize;
+        let slot = finder.at(offset.wrapping_sub(first_slot))?;
         // SAFETY: as above; there is a state for each slot.
         Some(unsafe { &*header.add(size_of::<Header>() + slot).cast() })
     }
@@ -225,11 +225,9 @@ impl<'a> Slab<'a> {
 
     /// Whether nothing has written over the header, as far as can be said at a glance.
     pub(super) fn is_sound(self) -> bool {
-        let colour = self.header.colour.load(Relaxed) as usize;
         // The alignment is a power of two; this has no division.
-        colour & (self.geometry.align - 1) == 0
-            && colour < self.geometry.colours as usize * self.geometry.align
-            && self.used() <= self.geometry.slots
+        let is_aligned = self.first_slot() & (self.geometry.align - 1) == 0;
+        is_aligned && self.first_slot() < self.geometry.bytes() && self.used() <= self.geometry.slots
     }
 
     /// Slots that are not free.
@@ -246,14 +244,22 @@ impl<'a> Slab<'a> {
     /// The slot whose object starts at `object`.
     #[inline]
     pub(super) fn slot_of(self, object: *const u8) -> Option<usize> {
-        self.geometry.finder.at(object.addr().wrapping_sub(self.object(0).addr()))
+        self.geometry.finder.at(self.distance(object))
+    }
+
+    /// How far behind the first slot `pointer` is, round the block.
+    pub(super) fn distance(self, pointer: *const u8) -> usize {
+        self.geometry.finder.round(pointer.addr().wrapping_sub(self.start.addr() + self.first_slot()))
+    }
+
+    fn first_slot(self) -> usize {
+        self.header.first_slot.load(Relaxed) as usize
     }
 
     /// The object in a slot.
     #[inline]
     pub(super) fn object(self, slot: usize) -> *mut u8 {
-        let colour = self.header.colour.load(Relaxed) as usize;
-        self.start.wrapping_add(colour + slot * self.geometry.stride)
+        self.start.wrapping_add(self.geometry.finder.round(self.first_slot() + slot * self.geometry.stride))
     }
 
     /// The slab behind it in one of its two lists.
@@ -297,7 +303,7 @@ impl<'a> Slab<'a> {
             links.next.store(word, Relaxed);
             links.previous.store(word, Relaxed);
         }
-        self.header.colour.store(word, Relaxed);
+        self.header.first_slot.store(word, Relaxed);
         self.header.used.store(word as u16, Relaxed);
         self.header.list.store(word as u16, Relaxed);
         self.header.summary.store(u64::from(word) << 32 | u64::from(word), Relaxed);

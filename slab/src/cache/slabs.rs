@@ -240,7 +240,7 @@ impl<P: Platform> Slabs<P> {
             && let Some(first) = Frame::some(self.damaged.swap(Frame::NONE, Relaxed))
         {
             let frames = shared.frames();
-            shared.report(Fault::BadControl, self.header(frames, first, frames.pointer(first)), None);
+            shared.report(Fault::BadControl, frames.slab_header(first), None);
         }
     }
 
@@ -358,6 +358,7 @@ impl<P: Platform> Slabs<P> {
     fn create(&self, shared: &Caches<P>) -> Option<Frame> {
         let frames = shared.frames();
         let first = shared.allocate_frames(self.geometry.frames, self.geometry.order)?;
+        let places = self.geometry.places(self.next_colour());
         let start = frames.pointer(first);
         let header = if self.geometry.off_slab {
             let Some(header) = shared.allocate_metadata(self.geometry.header_bytes()) else {
@@ -367,12 +368,11 @@ impl<P: Platform> Slabs<P> {
             };
             header.as_ptr()
         } else {
-            self.header(frames, first, start)
+            start.wrapping_add(places.header)
         };
-        let colour = self.next_colour();
-        // SAFETY: the frames are new and as many as that, and so is the header: at the end of the slab, which keeps room
-        // for it, or metadata of that size.
-        unsafe { Slab::create(start, header, &self.geometry, colour) };
+        // SAFETY: the frames are new and as many as that, and so is the header: in the slab, where there is no slot, or
+        // metadata of that size.
+        unsafe { Slab::create(start, header, &self.geometry, places.first_slot) };
         frames.make_slab(first, self.geometry.frames, self.id, header);
         Some(first)
     }
@@ -381,7 +381,7 @@ impl<P: Platform> Slabs<P> {
         let mut state = self.state.lock();
         let colour = state.colour;
         state.colour = (colour + 1) % self.geometry.colours;
-        colour * self.geometry.align as u32
+        colour
     }
 
     /// Puts an empty slab that is in no list into its two lists.
@@ -503,9 +503,8 @@ impl<P: Platform> Slabs<P> {
     pub(crate) fn used_from(&self, frames: &Frames<P>, from: *const u8) -> Option<*mut u8> {
         let _walk = Walk::begin(self)?;
         let (_, slab) = self.slab_of(frames, from)?;
-        let skipped = from.addr().saturating_sub(slab.object(0).addr()).div_ceil(self.geometry.stride);
-        let is_used = |&slot: &usize| slab.states().get(slot).is_some_and(|state| state.load(Relaxed) >= AUDITED);
-        (skipped..self.geometry.slots).find(is_used).map(|slot| slab.object(slot))
+        let slots = slab.states().iter().enumerate().filter(|(_, state)| state.load(Relaxed) >= AUDITED);
+        slots.map(|(slot, _)| slab.object(slot)).filter(|object| object.addr() >= from.addr()).min()
     }
 
     /// Runs `work` with the lock held.

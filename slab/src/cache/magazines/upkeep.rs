@@ -49,6 +49,7 @@ impl<P: Platform> Magazines<P> {
         }
         self.drain_depot(shared, usize::MAX, usize::MAX, &flush);
         let cpus = self.cpus.swap(core::ptr::null_mut(), Ordering::AcqRel);
+        self.open(|_| ());
         if !cpus.is_null() {
             // SAFETY: allocated in `set_up` with this size; nobody uses them, says the caller.
             unsafe { shared.free_metadata(cpus.cast(), P::CPUS * size_of::<Cpu>()) };

@@ -12,7 +12,7 @@ impl<P: Platform> Slabs<P> {
     /// The object that `pointer` is in or would be, and its slot, where that is in a slab of this cache.
     pub(crate) fn around(&self, frames: &Frames<P>, pointer: *const u8) -> Option<(*mut u8, usize)> {
         let (_, slab) = self.slab_of(frames, pointer)?;
-        let slot = pointer.addr().checked_sub(slab.object(0).addr())? / self.geometry.stride;
+        let slot = slab.distance(pointer) / self.geometry.stride;
         (slot < self.geometry.slots).then(|| (slab.object(slot), slot))
     }
 
@@ -43,7 +43,7 @@ impl<P: Platform> Slabs<P> {
         let finder = &self.geometry.finder;
         let (address, header) = frames.slab_around(object, finder.owner)?;
         // SAFETY: the record says that it is a slab of this cache, which has written down where its header is.
-        unsafe { Slab::state_at(header, finder, finder.offset_in_slab(address)) }
+        unsafe { Slab::state_at(header, finder, address) }
     }
 
     /// Changes the state of the slot of a round, which is in a magazine or was taken out of it, if it is `from`. Interrupts
@@ -92,16 +92,7 @@ impl<P: Platform> Slabs<P> {
     /// It is a slab of this cache, and stays one while this is used.
     #[inline]
     pub(super) unsafe fn slab(&self, frames: &Frames<P>, first: Frame) -> Slab<'_> {
-        let start = frames.pointer(first);
         // SAFETY: passed on to the caller; every slab of a cache has its geometry.
-        unsafe { Slab::at(start, self.header(frames, first, start), &self.geometry) }
-    }
-
-    #[inline]
-    pub(super) fn header(&self, frames: &Frames<P>, first: Frame, start: *mut u8) -> *mut u8 {
-        if !self.geometry.off_slab {
-            return start.wrapping_add(self.geometry.header_offset);
-        }
-        frames.slab_header(first)
+        unsafe { Slab::at(frames.pointer(first), frames.slab_header(first), &self.geometry) }
     }
 }

@@ -1,9 +1,10 @@
 use std::format;
 use std::string::String;
+use std::vec::Vec;
 
 use super::*;
 use crate::SIZES;
-use crate::cache::geometry::{Geometry, IN_SLAB};
+use crate::cache::geometry::{Geometry, IN_SLAB, Places};
 use crate::memory::FRAME_SIZE;
 
 /// Bytes of a slab, and of its header elsewhere, that are no object's.
@@ -23,15 +24,29 @@ fn check(size: usize, align: usize) {
     let room = geometry.bytes() - geometry.slots * geometry.stride;
     assert!(geometry.off_slab || geometry.stride <= IN_SLAB || room < geometry.stride, "{geometry:?}");
     assert!(!geometry.off_slab || room < geometry.header_bytes(), "{geometry:?}");
-    // The last colour still leaves room for all objects and the header.
-    let header = if geometry.off_slab { 0 } else { geometry.header_bytes() };
-    let colour = (geometry.colours as usize - 1) * geometry.align;
-    assert!(colour + geometry.slots * geometry.stride + header <= geometry.bytes(), "{geometry:?}");
+    for colour in [0, geometry.colours / 2, geometry.colours - 1] {
+        check_places(&geometry, colour);
+    }
     // The last object is found, and what is beside it is not.
     let last = (geometry.slots - 1) * geometry.stride;
     assert_eq!(geometry.finder.at(last), Some(geometry.slots - 1));
     assert_eq!((geometry.finder.at(last + 1), geometry.finder.at(last.wrapping_sub(1))), (None, None), "{geometry:?}");
-    assert_eq!(geometry.finder.at(last + geometry.stride), None);
+    // Where the block ends, the first object is the next.
+    let behind = (!(last + geometry.stride).is_power_of_two()).then_some(last + geometry.stride);
+    assert_eq!(behind.and_then(|behind| geometry.finder.at(behind)), None);
+}
+
+/// Objects are aligned and in the slab, and neither another one nor the header is where one is.
+fn check_places(geometry: &Geometry, colour: u32) {
+    let Places { header, first_slot } = geometry.places(colour);
+    let object = |slot| geometry.finder.round(first_slot + slot * geometry.stride);
+    let header = (!geometry.off_slab).then(|| header..header + geometry.header_bytes());
+    let mut taken: Vec<_> = (0..geometry.slots).map(|slot| object(slot)..object(slot) + geometry.stride).collect();
+    assert!(taken.iter().all(|object| object.start.is_multiple_of(geometry.align)), "{colour}: {geometry:?}");
+    taken.extend(header);
+    taken.sort_by_key(|range| range.start);
+    assert!(taken.is_sorted_by(|one, next| one.end <= next.start), "{colour}: {geometry:?}");
+    assert!(taken.last().unwrap().end <= geometry.bytes(), "{colour}: {geometry:?}");
 }
 
 #[test]
@@ -95,6 +110,25 @@ fn the_table_of_the_size_classes_is_true() {
     assert!(missing.is_empty(), "not in the table:\n{}", missing.join("\n"));
 }
 
+/// Where in its slab each object starts.
+fn starts_of(geometry: &Geometry, colour: u32) -> Vec<usize> {
+    let first_slot = geometry.places(colour).first_slot;
+    let mut starts: Vec<_> =
+        (0..geometry.slots).map(|slot| geometry.finder.round(first_slot + slot * geometry.stride)).collect();
+    starts.sort_unstable();
+    starts
+}
+
+#[test]
+fn headers_of_successive_slabs_share_few_cache_lines_of_a_page() {
+    for size in SIZES.iter().filter(|&&size| size <= 512) {
+        let geometry = Geometry::new(layout(*size, 8)).unwrap();
+        let mut lines: Vec<_> = (0..geometry.colours).map(|colour| geometry.places(colour).header / 64).collect();
+        lines.dedup();
+        assert!(lines.len() >= 5 && lines.len() == geometry.colours as usize, "{size}: {geometry:?}");
+    }
+}
+
 #[test]
 fn successive_slabs_start_at_successive_colours_and_wrap() {
     let machine = Machine::new(START, LARGE);
@@ -104,10 +138,11 @@ fn successive_slabs_start_at_successive_colours_and_wrap() {
     assert!(geometry.colours > 2, "{geometry:?}");
     let slabs = if cfg!(miri) { 3 } else { geometry.colours as usize + 2 };
     let objects = allocate(&cache, slabs * geometry.slots);
-    let first_of_slab = objects.chunks(geometry.slots).map(|slab| slab.iter().min().unwrap());
-    for (index, first) in first_of_slab.enumerate() {
-        let colour = index % geometry.colours as usize;
-        assert_eq!(first.as_ptr().addr() % FRAME_SIZE, colour * 8, "slab {index}");
+    for (index, slab) in objects.chunks(geometry.slots).enumerate() {
+        let colour = index as u32 % geometry.colours;
+        let mut starts: Vec<_> = slab.iter().map(|object| object.as_ptr().addr() % FRAME_SIZE).collect();
+        starts.sort_unstable();
+        assert_eq!(starts, starts_of(&geometry, colour), "slab {index}");
     }
     assert_eq!(cache.stats().unwrap().colours, geometry.colours);
     objects.into_iter().for_each(|object| free(&cache, object));

@@ -5,11 +5,12 @@ use std::sync::mpsc::sync_channel;
 use proptest::prelude::*;
 
 use super::*;
-use crate::Broken;
 use crate::cache::Round;
 use crate::cache::USED;
 use crate::fault::OnFault;
+use crate::memory::FRAME_SIZE;
 use crate::testing::{full_report_of, report_of};
+use crate::{Broken, Frame};
 
 /// Objects of 256 bytes have magazines of 15 rounds at first.
 const SIZE: usize = 256;
@@ -463,15 +464,17 @@ proptest! {
     }
 }
 
-/// New objects, the last of which fill a slab where `object` was, that starts at another colour.
-fn slab_in_place_of(cache: &Threaded<'_>, object: NonNull<u8>) -> Vec<NonNull<u8>> {
-    let mut objects = Vec::new();
-    let frame = |object: &NonNull<u8>| object.as_ptr().addr() / crate::memory::FRAME_SIZE;
-    while objects.last().map(frame) != Some(frame(&object)) {
-        objects.extend(allocate(cache, cache.stats().unwrap().objects_per_slab));
+/// Page frames, the last of which is that where `object` was, with the state of an allocated slot in each byte.
+fn frames_in_place_of(heap: &Heap<Threads>, object: NonNull<u8>) -> Vec<Frame> {
+    let frames = heap.frames();
+    let mut taken = Vec::new();
+    while taken.last().copied() != frames.frame_of(object.as_ptr()) {
+        let frame = frames.allocate(Order::ZERO).unwrap();
+        // SAFETY: allocated just now.
+        unsafe { frames.pointer(frame).write_bytes(USED, FRAME_SIZE) };
+        taken.push(frame);
     }
-    assert!(!objects.contains(&object), "another colour");
-    objects
+    taken
 }
 
 #[test]
@@ -484,15 +487,16 @@ fn row_14_what_a_cpu_has_had_last_is_not_freed_again_when_its_slab_went_back() {
         (0..3).for_each(|_| cycle(&cache, 1));
         cache.allocate().unwrap()
     });
-    let others = on_cpu(2, || {
+    let taken = on_cpu(2, || {
         free(&cache, object);
         cache.shrink();
-        slab_in_place_of(&cache, object)
+        frames_in_place_of(&heap, object)
     });
     on_cpu(1, || heap.verify()).unwrap();
     let report = on_cpu(1, || report_of(|| free(&cache, object)));
     assert!(report.ends_with(": not the start of an allocation"), "{report}");
-    on_cpu(1, || others.into_iter().for_each(|object| free(&cache, object)));
+    // SAFETY: allocated above.
+    taken.into_iter().for_each(|frame| unsafe { heap.frames().free(frame, Order::ZERO) });
     heap.verify().unwrap();
 }
 
@@ -508,20 +512,21 @@ fn row_14_nor_what_was_in_a_magazine_that_comes_back() {
         let two = allocate(&cache, 2);
         (cache.allocate().unwrap(), two)
     });
-    let mut others = on_cpu(2, || {
+    let (taken, other) = on_cpu(2, || {
         two.iter().for_each(|&object| free(&cache, object));
         cache.shrink();
-        slab_in_place_of(&cache, two[0])
+        (frames_in_place_of(&heap, two[0]), cache.allocate().unwrap())
     });
     let report = on_cpu(1, || {
         free(&cache, last);
         // This one goes where the second of the two was; behind it was the first.
-        free(&cache, others.pop().unwrap());
+        free(&cache, other);
         heap.verify().unwrap();
         report_of(|| free(&cache, two[0]))
     });
     assert!(report.ends_with(": not the start of an allocation"), "{report}");
-    on_cpu(1, || others.into_iter().for_each(|object| free(&cache, object)));
+    // SAFETY: allocated above.
+    taken.into_iter().for_each(|frame| unsafe { heap.frames().free(frame, Order::ZERO) });
     heap.verify().unwrap();
 }
 

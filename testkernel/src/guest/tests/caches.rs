@@ -2,7 +2,7 @@
 //!
 //! *Caches with constructors, objects kept constructed across free and allocate, per-CPU magazines, reclaim*: the first.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec::Vec;
 use core::ptr::{self, NonNull};
@@ -112,15 +112,13 @@ fn slabs_made_one_after_the_other_have_different_colours() {
         assert!(stats.colours >= 5 && stats.slab_size == PAGE, "{stats:?}");
         let mut objects = objects(&cache, 5 * stats.objects_per_slab - 1);
         objects.extend(probe);
-        let mut starts = BTreeMap::new();
+        let mut starts = BTreeMap::<_, BTreeSet<usize>>::new();
         for address in objects.iter().map(|object| object.addr().get()) {
-            let start = starts.entry(address / PAGE).or_insert(PAGE);
-            *start = (address % PAGE).min(*start);
+            starts.entry(address / PAGE).or_default().insert(address % PAGE);
         }
+        // The header and what is lost lie somewhere else in each.
         assert_eq!(starts.len(), 5);
-        let mut colours: Vec<usize> = starts.into_values().collect();
-        colours.sort_unstable();
-        assert_eq!(colours, [0, 8, 16, 24, 32]);
+        assert_eq!(starts.into_values().collect::<BTreeSet<_>>().len(), 5);
         free_objects(&cache, objects);
     });
 }
