@@ -26,7 +26,7 @@ use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::geometry::{Geometry, SlotFinder};
 use super::magazine::Round;
-use crate::frames::Frame;
+use crate::frames::{Frame, NOT_LISTED, SlabPlace};
 
 /// What a slot is; see the module's table.
 pub(crate) const RAW: u8 = 0;
@@ -72,8 +72,8 @@ pub(crate) struct Header {
     used: AtomicU16,
     /// Which of the lists other than that of all it is in.
     list: AtomicU16,
-    /// Bytes from the start of the slab to its first slot. Frees look at it, and so it is beside the states.
-    first_slot: AtomicU32,
+    /// The link in the list of slabs with objects that were freed in an NMI.
+    deferred: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Header>() == 32);
@@ -100,6 +100,8 @@ pub(crate) struct Slab<'a> {
     header: &'a Header,
     states: &'a [AtomicU8],
     start: *mut u8,
+    /// Bytes from the start to the first slot.
+    first_slot: usize,
     geometry: &'a Geometry,
 }
 
@@ -108,13 +110,12 @@ impl<'a> Slab<'a> {
     ///
     /// # Safety
     ///
-    /// The frames at `start` are as many as `geometry` says, and there are `geometry.header_bytes()` bytes at `header`,
-    /// aligned to 8. Both are the caller's alone. `first_slot` is one of `geometry`'s [`Places`](super::geometry::Places).
-    pub(crate) unsafe fn create(start: *mut u8, header: *mut u8, geometry: &'a Geometry, first_slot: usize) -> Self {
+    /// There are `geometry.header_bytes()` bytes at `header`, aligned to 8, which are the caller's alone.
+    pub(crate) unsafe fn create(header: *mut u8, geometry: &Geometry) {
         let groups = groups(geometry.slots);
         let value = Header {
             links: [const { Links { next: AtomicU32::new(Frame::NONE), previous: AtomicU32::new(Frame::NONE) } }; 2],
-            first_slot: AtomicU32::new(first_slot as u32),
+            deferred: AtomicU32::new(NOT_LISTED),
             used: AtomicU16::new(0),
             list: AtomicU16::new(0),
             summary: AtomicU64::new(u64::MAX >> (u64::BITS as usize - groups)),
@@ -123,36 +124,34 @@ impl<'a> Slab<'a> {
         unsafe {
             header.cast::<Header>().write(value);
             header.add(size_of::<Header>()).write_bytes(RAW, geometry.slots);
-            Self::at(start, header, geometry)
         }
     }
 
-    /// The slab at `start`.
+    /// The slab of the frames at `start`.
     ///
     /// # Safety
     ///
-    /// [`create`](Self::create) made it with the same arguments, and it is not freed while this is used.
+    /// [`create`](Self::create) made the header there for the same geometry, and it is not freed while this is used.
     #[inline]
-    pub(crate) unsafe fn at(start: *mut u8, header: *mut u8, geometry: &'a Geometry) -> Self {
+    pub(crate) unsafe fn at(start: *mut u8, place: SlabPlace, geometry: &'a Geometry) -> Self {
+        let first_slot = geometry.finder.round((place.first_slot as usize).wrapping_sub(start.addr()));
         // SAFETY: `create` has written header and states, and nobody makes an exclusive reference to them.
         unsafe {
-            let states = core::slice::from_raw_parts(header.add(size_of::<Header>()).cast(), geometry.slots);
-            Self { header: &*header.cast(), states, start, geometry }
+            let states = core::slice::from_raw_parts(place.header.add(size_of::<Header>()).cast(), geometry.slots);
+            Self { header: &*place.header.cast(), states, start, first_slot, geometry }
         }
     }
 
-    /// The state of the slot whose object starts `offset` bytes after the slab's start, or some blocks later.
+    /// The state of the slot whose object starts at `object`, which points into the slab.
     ///
     /// # Safety
     ///
-    /// As [`at`](Self::at), of the slab with this header.
+    /// As [`at`](Self::at), of the slab that is there.
     #[inline]
-    pub(crate) unsafe fn state_at(header: *mut u8, finder: &SlotFinder, offset: usize) -> Option<&'a AtomicU8> {
-        // SAFETY: `create` has written it, and nobody makes an exclusive reference to it.
-        let first_slot = unsafe { &*header.cast::<Header>() }.first_slot.load(Relaxed) as usize;
-        let slot = finder.at(offset.wrapping_sub(first_slot))?;
-        // SAFETY: as above; there is a state for each slot.
-        Some(unsafe { &*header.add(size_of::<Header>() + slot).cast() })
+    pub(crate) unsafe fn state_of(object: *const u8, place: SlabPlace, finder: &SlotFinder) -> Option<&'a AtomicU8> {
+        let slot = finder.at(object.addr().wrapping_sub(place.first_slot as usize))?;
+        // SAFETY: `create` has written a state for each slot, and nobody makes an exclusive reference to one.
+        Some(unsafe { &*place.header.add(size_of::<Header>() + slot).cast() })
     }
 
     /// Takes free slots until `rounds` are filled, and says how many, and whether the object of the last is constructed. Which
@@ -225,9 +224,7 @@ impl<'a> Slab<'a> {
 
     /// Whether nothing has written over the header, as far as can be said at a glance.
     pub(super) fn is_sound(self) -> bool {
-        // The alignment is a power of two; this has no division.
-        let is_aligned = self.first_slot() & (self.geometry.align - 1) == 0;
-        is_aligned && self.first_slot() < self.geometry.bytes() && self.used() <= self.geometry.slots
+        self.used() <= self.geometry.slots
     }
 
     /// Slots that are not free.
@@ -249,17 +246,13 @@ impl<'a> Slab<'a> {
 
     /// How far behind the first slot `pointer` is, round the block.
     pub(super) fn distance(self, pointer: *const u8) -> usize {
-        self.geometry.finder.round(pointer.addr().wrapping_sub(self.start.addr() + self.first_slot()))
-    }
-
-    fn first_slot(self) -> usize {
-        self.header.first_slot.load(Relaxed) as usize
+        self.geometry.finder.round(pointer.addr().wrapping_sub(self.start.addr() + self.first_slot))
     }
 
     /// The object in a slot.
     #[inline]
     pub(super) fn object(self, slot: usize) -> *mut u8 {
-        self.start.wrapping_add(self.geometry.finder.round(self.first_slot() + slot * self.geometry.stride))
+        self.start.wrapping_add(self.geometry.finder.round(self.first_slot + slot * self.geometry.stride))
     }
 
     /// The slab behind it in one of its two lists.
@@ -289,6 +282,11 @@ impl<'a> Slab<'a> {
         self.header.list.store(list as u16, Relaxed);
     }
 
+    /// The link in the list of slabs with objects that were freed in an NMI.
+    pub(crate) fn deferred_link(self) -> &'a AtomicU32 {
+        &self.header.deferred
+    }
+
     /// Lets a test write over the count.
     #[cfg(test)]
     pub(super) fn set_used(self, used: u16) {
@@ -303,7 +301,7 @@ impl<'a> Slab<'a> {
             links.next.store(word, Relaxed);
             links.previous.store(word, Relaxed);
         }
-        self.header.first_slot.store(word, Relaxed);
+        self.header.deferred.store(word, Relaxed);
         self.header.used.store(word as u16, Relaxed);
         self.header.list.store(word as u16, Relaxed);
         self.header.summary.store(u64::from(word) << 32 | u64::from(word), Relaxed);

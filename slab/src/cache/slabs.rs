@@ -16,7 +16,7 @@
 //! Invariants, whenever the lock is free:
 //! 1. A slab is in the list of all slabs, and unless it is full in that of its band, which is that of its used slots, or a home;
 //!    nothing else is.
-//! 2. Every frame of a slab has a record that names this cache, and from the first frame's one finds the header.
+//! 2. Every frame of a slab has a record that names this cache, and says where header and first slot are.
 
 mod find;
 mod leave;
@@ -31,7 +31,7 @@ use super::shared::Caches;
 use super::slab::{AUDITED, BY_FULLNESS, CACHED, FREE, OF_ALL, Slab};
 use super::{AllocError, InitFailed};
 use crate::fault::Fault;
-use crate::frames::{Deferred, Frame, Frames};
+use crate::frames::{Deferred, Frame, Frames, SlabPlace};
 use crate::lock::{IrqLock, Level, OwnLines};
 use crate::platform::Platform;
 use crate::sync::Ordering::{Relaxed, Release};
@@ -240,7 +240,7 @@ impl<P: Platform> Slabs<P> {
             && let Some(first) = Frame::some(self.damaged.swap(Frame::NONE, Relaxed))
         {
             let frames = shared.frames();
-            shared.report(Fault::BadControl, frames.slab_header(first), None);
+            shared.report(Fault::BadControl, frames.slab_place(first).header, None);
         }
     }
 
@@ -370,10 +370,10 @@ impl<P: Platform> Slabs<P> {
         } else {
             start.wrapping_add(places.header)
         };
-        // SAFETY: the frames are new and as many as that, and so is the header: in the slab, where there is no slot, or
-        // metadata of that size.
-        unsafe { Slab::create(start, header, &self.geometry, places.first_slot) };
-        frames.make_slab(first, self.geometry.frames, self.id, header);
+        // SAFETY: the header is in the new slab, where there is no slot, or metadata of that size.
+        unsafe { Slab::create(header, &self.geometry) };
+        let first_slot = start.wrapping_add(places.first_slot).addr() as u32;
+        frames.make_slab(first, self.geometry.frames, self.id, SlabPlace { header, first_slot });
         Some(first)
     }
 

@@ -4,10 +4,9 @@ use core::panic::Location;
 
 use super::zone::Request;
 use super::zones::AllZones;
-use super::{Frame, Frames, Order, Owner, unlink};
+use super::{Frame, Frames, Order, Owner, SlabPlace, unlink};
 use crate::fault::Fault;
 use crate::platform::{Platform, in_nmi};
-use crate::sync::AtomicU32;
 use crate::sync::Ordering::Relaxed;
 
 const NO_LIMIT: Frame = Frame::new(Frame::LIMIT);
@@ -315,24 +314,18 @@ impl<P: Platform> Frames<P> {
     }
 
     /// Makes `count` frames from `first` on, a run that the caller has allocated, a slab of `cache`, a number below
-    /// 2^24, with its header at `header`.
-    pub(crate) fn make_slab(&self, first: Frame, count: u32, cache: u32, header: *mut u8) {
+    /// 2^24, which is there.
+    pub(crate) fn make_slab(&self, first: Frame, count: u32, cache: u32, place: SlabPlace) {
         let owner = Owner::Slab { order: Order::containing(count).unwrap_or(Order::MAX), cache };
-        let header = header.addr().wrapping_sub(self.pointer(Frame::default()).addr());
         let rows = self.records.rows(first..first.offset(count));
-        rows.for_each(|(_, row)| row.iter().for_each(|record| record.set_slab(owner, header)));
+        rows.for_each(|(_, row)| row.iter().for_each(|record| record.set_slab(owner, place)));
     }
 
-    /// Where the header of the slab is that starts at `first`.
+    /// Where the slab is that starts at `first`.
     #[inline]
-    pub(crate) fn slab_header(&self, first: Frame) -> *mut u8 {
-        let header = self.records.get(first).map_or(0, |record| record.header());
-        self.pointer(Frame::default()).wrapping_add(header)
-    }
-
-    /// The link of the slab that starts at `first`.
-    pub(crate) fn slab_link(&self, first: Frame) -> Option<&AtomicU32> {
-        self.records.get(first).map(|record| record.link())
+    pub(crate) fn slab_place(&self, first: Frame) -> SlabPlace {
+        let nowhere = SlabPlace { header: core::ptr::null_mut(), first_slot: 0 };
+        self.records.get(first).map_or(nowhere, |record| record.slab_place())
     }
 
     /// Frees the run of a slab, which nobody uses any more.

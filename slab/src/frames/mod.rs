@@ -42,8 +42,8 @@ pub use init::InitError;
 pub use regions::{AddError, RemoveError};
 pub use types::{Frame, Order};
 
-pub(crate) use deferred::{Deferred, unlink};
-pub(crate) use record::{Owner, SlabOwner};
+pub(crate) use deferred::{Deferred, NOT_LISTED, unlink};
+pub(crate) use record::{Owner, SlabOwner, SlabPlace};
 
 use crate::fault::{Caller, Fault, Faults, Report};
 use crate::inject::Injection;
@@ -138,24 +138,17 @@ impl<P> Frames<P> {
         self.records.owner(frame)
     }
 
-    /// Where the header of the slab is that `frame` is part of, if it is one of `owner`.
+    /// Where the slab is that `frame` is part of, if it is one of `owner`.
     #[inline]
-    pub(crate) fn header_of_slab(&self, frame: Frame, owner: SlabOwner) -> Option<*mut u8> {
-        let record = self.records.get(frame)?;
-        let header = record.header();
-        record.is_of(owner).then(|| self.base.load(Relaxed).wrapping_add(header))
+    pub(crate) fn slab_of(&self, frame: Frame, owner: SlabOwner) -> Option<SlabPlace> {
+        self.records.get(frame)?.slab_of(owner)
     }
 
-    /// The physical address that `pointer` points to, if a slab of `owner` is there, and where the slab's header is: in the
-    /// fewest steps. What is not in the largest range of memory is not found.
+    /// Where the slab is that `pointer` points into, if it is one of `owner`: in the fewest steps. What is not in the largest
+    /// range of memory is not found.
     #[inline]
-    pub(crate) fn slab_around(&self, pointer: *const u8, owner: SlabOwner) -> Option<(usize, *mut u8)> {
-        let header = self.records.direct(pointer, |record| {
-            let header = record.header();
-            record.is_of(owner).then_some(header)
-        })?;
-        let base = self.base.load(Relaxed);
-        Some((pointer.addr().wrapping_sub(base.addr()), base.wrapping_add(header)))
+    pub(crate) fn slab_around(&self, pointer: *const u8, owner: SlabOwner) -> Option<SlabPlace> {
+        self.records.direct(pointer, |record| record.slab_of(owner))
     }
 
     /// Why a free of `pointer` is wrong, where no allocation starts there.

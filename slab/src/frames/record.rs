@@ -13,9 +13,8 @@
 #![forbid(unsafe_code)]
 
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
-use crate::sync::{AtomicU32, AtomicU64};
+use crate::sync::{AtomicPtr, AtomicU32};
 
-use super::deferred::NOT_LISTED;
 use super::{Frame, Order};
 
 /// Who owns a frame.
@@ -49,12 +48,18 @@ pub(crate) enum Owner {
 pub(crate) struct Record {
     /// See [`Owner::word`].
     owner: AtomicU32,
-    /// Freed in an NMI: the link in the list of such runs. Slab's first frame: that in the list of slabs with objects that
-    /// were freed in one.
+    /// Freed in an NMI: the link in the list of such runs. Slab: the lower half of the address of its first slot.
     link: AtomicU32,
-    /// Free: the next free block of the order, and in the upper half the previous one. Slab: where its header is, in bytes
-    /// from the physical address 0.
-    place: AtomicU64,
+    /// Free: in place of an address the next free block of the order, and in the upper half the previous one. Slab: its header.
+    place: AtomicPtr<u8>,
+}
+
+/// Where a slab is, as the records of its frames say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SlabPlace {
+    pub(crate) header: *mut u8,
+    /// The lower half of the address of the first slot.
+    pub(crate) first_slot: u32,
 }
 
 const _: () = assert!(size_of::<Record>() == 16);
@@ -143,7 +148,8 @@ impl Record {
     }
 
     const fn new(owner: Owner) -> Self {
-        Self { owner: AtomicU32::new(owner.word()), link: AtomicU32::new(NOT_LISTED), place: AtomicU64::new(0) }
+        let place = AtomicPtr::new(core::ptr::null_mut());
+        Self { owner: AtomicU32::new(owner.word()), link: AtomicU32::new(0), place }
     }
 
     #[inline]
@@ -155,12 +161,6 @@ impl Record {
     #[inline]
     pub(crate) fn is(&self, owner: Owner) -> bool {
         self.owner.load(Relaxed) == owner.word()
-    }
-
-    /// Whether the frame is part of a slab of such an owner.
-    #[inline]
-    pub(crate) fn is_of(&self, owner: SlabOwner) -> bool {
-        self.owner.load(Relaxed) == owner.0
     }
 
     #[inline]
@@ -176,18 +176,25 @@ impl Record {
         count <= Owner::MOST && self.owner.compare_exchange(from, to.word(), Relaxed, Relaxed).is_ok()
     }
 
-    /// Makes it that of a frame of a slab whose header is there.
-    pub(crate) fn set_slab(&self, owner: Owner, header: usize) {
-        self.link.store(NOT_LISTED, Relaxed);
-        self.place.store(header as u64, Relaxed);
+    /// Makes it that of a frame of a slab that is there.
+    pub(crate) fn set_slab(&self, owner: Owner, place: SlabPlace) {
+        self.link.store(place.first_slot, Relaxed);
+        self.place.store(place.header, Relaxed);
         self.owner.store(owner.word(), Release);
     }
 
-    /// Where the header of the slab is, if the frame is part of one. That is to be asked *afterwards*: then a bad free that
-    /// comes while the slab leaves does not take for a place what its record says next.
+    /// Where the slab is, if the frame is part of one of `owner`.
     #[inline]
-    pub(crate) fn header(&self) -> usize {
-        self.place.load(Acquire) as usize
+    pub(crate) fn slab_of(&self, owner: SlabOwner) -> Option<SlabPlace> {
+        let place = self.slab_place();
+        // Only now: then a bad free that comes while the slab leaves does not take for a place what its record says next.
+        (self.owner.load(Relaxed) == owner.0).then_some(place)
+    }
+
+    /// Where the slab is, if the frame is part of one.
+    #[inline]
+    pub(crate) fn slab_place(&self) -> SlabPlace {
+        SlabPlace { header: self.place.load(Acquire), first_slot: self.link.load(Acquire) }
     }
 
     /// The link in a list of what was freed in an NMI.
@@ -197,11 +204,11 @@ impl Record {
 
     /// The neighbours of a free block in its list.
     pub(crate) fn next(&self) -> Option<Frame> {
-        Frame::some(self.place.load(Relaxed) as u32)
+        Frame::some(self.neighbours() as u32)
     }
 
     pub(crate) fn previous(&self) -> Option<Frame> {
-        Frame::some((self.place.load(Relaxed) >> u32::BITS) as u32)
+        Frame::some((self.neighbours() >> u32::BITS) as u32)
     }
 
     pub(crate) fn set_next(&self, frame: Option<Frame>) {
@@ -212,9 +219,14 @@ impl Record {
         self.set_neighbours(self.next(), frame);
     }
 
+    fn neighbours(&self) -> usize {
+        self.place.load(Relaxed).addr()
+    }
+
     /// Both; the holder of the zone's lock alone writes them.
     fn set_neighbours(&self, next: Option<Frame>, previous: Option<Frame>) {
-        let number = |frame: Option<Frame>| u64::from(frame.map_or(Frame::NONE, Frame::number));
-        self.place.store(number(previous) << u32::BITS | number(next), Relaxed);
+        let number = |frame: Option<Frame>| frame.map_or(Frame::NONE, Frame::number) as usize;
+        let neighbours = number(previous) << u32::BITS | number(next);
+        self.place.store(core::ptr::without_provenance_mut(neighbours), Relaxed);
     }
 }

@@ -31,19 +31,18 @@ impl<P: Platform> Slabs<P> {
     #[inline]
     pub(crate) fn state(&self, frames: &Frames<P>, object: *const u8) -> Option<&AtomicU8> {
         let frame = frames.frame_of(object)?;
-        let header = frames.header_of_slab(frame, self.geometry.finder.owner)?;
-        let start = frames.pointer(self.geometry.first_of(frame));
+        let place = frames.slab_of(frame, self.geometry.finder.owner)?;
         // SAFETY: the record says that it is a slab of this cache.
-        unsafe { Slab::state_at(header, &self.geometry.finder, object.addr().wrapping_sub(start.addr())) }
+        unsafe { Slab::state_of(object, place, &self.geometry.finder) }
     }
 
     /// The same in the fewest steps; `None` also where only [`state`](Self::state) can say.
     #[inline]
     pub(crate) fn state_at_hand(&self, frames: &Frames<P>, object: *const u8) -> Option<&AtomicU8> {
         let finder = &self.geometry.finder;
-        let (address, header) = frames.slab_around(object, finder.owner)?;
-        // SAFETY: the record says that it is a slab of this cache, which has written down where its header is.
-        unsafe { Slab::state_at(header, finder, address) }
+        let place = frames.slab_around(object, finder.owner)?;
+        // SAFETY: the record says that it is a slab of this cache.
+        unsafe { Slab::state_of(object, place, finder) }
     }
 
     /// Changes the state of the slot of a round, which is in a magazine or was taken out of it, if it is `from`. Interrupts
@@ -73,10 +72,10 @@ impl<P: Platform> Slabs<P> {
     /// The slab of this cache that `frame` is part of.
     #[inline]
     fn slab_with(&self, frames: &Frames<P>, frame: Frame) -> Option<(Frame, Slab<'_>)> {
-        let header = frames.header_of_slab(frame, self.geometry.finder.owner)?;
+        let place = frames.slab_of(frame, self.geometry.finder.owner)?;
         let first = self.geometry.first_of(frame);
         // SAFETY: the record says that it is a slab of this cache, every one of which has its geometry.
-        Some((first, unsafe { Slab::at(frames.pointer(first), header, &self.geometry) }))
+        Some((first, unsafe { Slab::at(frames.pointer(first), place, &self.geometry) }))
     }
 
     /// The slab that starts at `first`, where one of this cache does.
@@ -93,6 +92,6 @@ impl<P: Platform> Slabs<P> {
     #[inline]
     pub(super) unsafe fn slab(&self, frames: &Frames<P>, first: Frame) -> Slab<'_> {
         // SAFETY: passed on to the caller; every slab of a cache has its geometry.
-        unsafe { Slab::at(frames.pointer(first), frames.slab_header(first), &self.geometry) }
+        unsafe { Slab::at(frames.pointer(first), frames.slab_place(first), &self.geometry) }
     }
 }

@@ -31,7 +31,7 @@ impl<P: Platform> Slabs<P> {
     /// Gives the memory of a detached slab back, in which no object is constructed.
     fn release(&self, shared: &Caches<P>, first: Frame) {
         let frames = shared.frames();
-        let header = frames.slab_header(first);
+        let header = frames.slab_place(first).header;
         frames.free_slab(first, self.geometry.frames);
         if self.geometry.off_slab {
             // SAFETY: allocated with this size in `create`; the slab is gone.

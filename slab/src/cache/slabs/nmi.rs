@@ -11,7 +11,7 @@ use crate::cache::magazine::Round;
 use crate::cache::shared::Caches;
 use crate::cache::slab::DEFERRED;
 use crate::fault::Fault;
-use crate::frames::{Frame, Frames, unlink};
+use crate::frames::{Frame, Frames, NOT_LISTED, unlink};
 use crate::platform::Platform;
 use crate::sync::AtomicU8;
 use crate::sync::Ordering::Relaxed;
@@ -50,16 +50,18 @@ impl<P: Platform> Slabs<P> {
         match found.and_then(|(first, slab)| Some((first, slab, Self::cached_slot(slab, object)?))) {
             Some((first, slab, slot)) => {
                 slab.states()[slot].store(DEFERRED, Relaxed);
-                self.list_deferred(frames, first);
+                if !self.leads_on(frames, Frame::some(slab.deferred_link().load(Relaxed))) {
+                    self.note_damage(first);
+                }
+                self.deferred.push_once(first, slab.deferred_link());
             }
             None => shared.report(Fault::BadRound, object, None),
         }
     }
 
-    fn list_deferred(&self, frames: &Frames<P>, slab: Frame) {
-        if let Some(link) = frames.slab_link(slab) {
-            self.deferred.push_once(slab, link);
-        }
+    /// Whether nothing has written over the link of a slab, as it seems.
+    fn leads_on(&self, frames: &Frames<P>, next: Option<Frame>) -> bool {
+        next.is_none_or(|next| next.number() == NOT_LISTED || self.slab_if(frames, next).is_some())
     }
 
     /// Takes in what was freed in NMIs.
@@ -75,19 +77,21 @@ impl<P: Platform> Slabs<P> {
         let frames = shared.frames();
         let is_deferred = |state: &AtomicU8| state.load(Relaxed) == DEFERRED;
         let mut next = self.deferred.take_all();
-        while let Some((first, link)) = next.and_then(|first| Some((first, frames.slab_link(first)?))) {
+        // Those slots of a slab that are to be taken in keep it.
+        while let Some((first, slab)) = next.and_then(|first| Some((first, self.slab_if(frames, first)?))) {
             let mut state = self.state.lock();
-            // SAFETY: a slab of this cache; those slots of it that are to be taken in keep it.
-            let slab = unsafe { self.slab(frames, first) };
             for slot in (0..self.geometry.slots).filter(|&slot| is_deferred(&slab.states()[slot])) {
                 slab.put(slot, true);
                 state.numbers.taken -= 1;
             }
             self.place(&mut state, frames, first, slab);
-            next = unlink(link);
+            next = unlink(slab.deferred_link());
+            if !self.leads_on(frames, next) {
+                self.note_damage(first);
+            }
             // Freed since, by a CPU that saw it listed. From here on it is listed, or has no such slot.
             if slab.states().iter().any(is_deferred) {
-                self.list_deferred(frames, first);
+                self.deferred.push_once(first, slab.deferred_link());
             }
         }
         // What was deferred meanwhile is left to the next one: NMIs may come faster than this. And empty slabs to the next

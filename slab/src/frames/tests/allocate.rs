@@ -167,14 +167,14 @@ fn every_frame_of_a_slab_leads_to_its_header() {
     let before = frames.stats();
     for count in [1, 2, 3, 5, 8, 13] {
         let run = frames.allocate_run(count, Order::ZERO).unwrap();
-        let header = frames.pointer(nth(50)).wrapping_add(640);
-        frames.make_slab(run, count, 77, header);
+        let place = SlabPlace { header: frames.pointer(nth(50)).wrapping_add(640), first_slot: 77 };
+        frames.make_slab(run, count, 77, place);
         for frame in (0..count).map(|index| run.offset(index)) {
             let Owner::Slab { order, cache: 77 } = frames.owner(frame) else { panic!("{:?}", frames.owner(frame)) };
             assert_eq!(frame.block_start(order), run);
             assert_eq!(frames.fault_at(frame), Fault::BadBase);
         }
-        assert_eq!(frames.slab_header(run), header);
+        assert_eq!(frames.slab_place(run), place);
         frames.verify().unwrap();
         assert!(report_of(|| free_run(&frames, run, count)).ends_with("not the start of an allocation"));
         frames.free_slab(run, count);

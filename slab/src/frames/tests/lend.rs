@@ -59,7 +59,7 @@ fn dissolved_frames_have_given_everything_back_and_are_as_new() {
         let block = frames.allocate(order(3)).unwrap();
         let single = frames.allocate(Order::ZERO).unwrap();
         free(&frames, single, Order::ZERO);
-        frames.make_slab(block, 8, 3, frames.pointer(block));
+        frames.make_slab(block, 8, 3, SlabPlace { header: frames.pointer(block), first_slot: 0 });
         frames.verify().unwrap();
         let mut expected = addresses(&frames, 0..count as u64);
         expected.extend(addresses(&frames, 900..900 + later as u64));

@@ -3,6 +3,7 @@
 //! A test is the interrupted code and the handler in one thread: it holds locks, or stands in the middle of a step, and
 //! becomes [`IN_NMI`]. In debug builds a lock that an NMI would wait for is a report, and so fails the test.
 
+use crate::sync::Ordering::Relaxed;
 use std::cell::Cell;
 use std::vec::Vec;
 
@@ -96,6 +97,29 @@ fn row_83_what_an_nmi_frees_is_free_at_once_and_comes_back_by_the_next_slow_path
         unsafe { heap.frames().free(pair, Order::new(1).unwrap()) };
         assert_eq!(heap.frames().free_bytes(), free_before + 15 * 4096);
     });
+}
+
+#[test]
+fn row_28_a_slabs_link_that_was_overwritten_is_reported() {
+    let overwrite = |heap: &Numbered, block: NonNull<u8>| {
+        let slabs = &heap.caches().class(classes::class_of(64)).slabs;
+        let (slab, _) = slabs.find(heap.frames(), block.as_ptr()).unwrap();
+        slab.deferred_link().store(0x4141_4141, Relaxed);
+    };
+    for listed in [false, true] {
+        let machine = Machine::new(START, FRAMES);
+        let heap = machine.heap_on::<Threads>();
+        let blocks: Vec<_> = (0..100).map(|_| heap.allocate(SMALL).unwrap()).collect();
+        let order = if listed { [0, 1] } else { [1, 0] };
+        for step in order {
+            match step {
+                0 => nmi(|| free(&heap, blocks[0], SMALL)),
+                _ => overwrite(&heap, blocks[0]),
+            }
+        }
+        let report = report_of(|| (0..100).for_each(|_| _ = heap.allocate(SMALL)));
+        assert!(report.ends_with(": the allocator's own data was overwritten"), "{report}");
+    }
 }
 
 #[test]
