@@ -406,10 +406,9 @@ impl<P: Platform> Core<P> {
     }
 
     fn put_rounds(&self, shared: &Caches<P>, rounds: &[Round]) {
-        if rounds.is_empty() {
-            return;
+        for rounds in rounds.chunks(BATCH) {
+            self.release(self.slabs.put(shared, rounds.iter().map(|round| round.object), true));
         }
-        self.release(self.slabs.put(shared, rounds.iter().map(|round| round.object), true));
     }
 
     /// Gives slabs back to the page frames. Returns how many they had.

@@ -1,11 +1,11 @@
 //! How large magazines are, and when they grow.
 //!
-//! A magazine fills a block of 128, 256, ... 1024 bytes. Its first two words are a link and a count; the rest are rounds,
+//! A magazine fills a block of 128, 256, ... 2048 bytes. Its first two words are a link and a count; the rest are rounds,
 //! of two words each:
 //!
 //! | objects of up to | rounds at first | rounds at most | kept by a CPU at most |
 //! |---|---|---|---|
-//! | 512 bytes | 15 | 63 | 64 KiB |
+//! | 512 bytes | 15 | 127 | 128 KiB |
 //! | 2 KiB | 7 | 31 | 128 KiB |
 //! | 8 KiB | 7 | 15 | 256 KiB |
 //! | 32 KiB | 7 | 7 | 512 KiB |
@@ -24,7 +24,7 @@ use super::magazine::Round;
 pub(crate) struct Kind(u8);
 
 /// The largest kind, and the rounds that it holds.
-const MOST: u8 = 3;
+const MOST: u8 = 4;
 pub(crate) const MOST_ROUNDS: usize = Kind(MOST).rounds();
 
 /// The layer is off in heaps with less memory than this, and this for each CPU: what magazines hold back would be missed.
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_table_of_the_documentation_is_true() {
-        let table = [(512, 15, 63, 64), (2048, 7, 31, 128), (8192, 7, 15, 256), (32768, 7, 7, 512)];
+        let table = [(512, 15, 127, 128), (2048, 7, 31, 128), (8192, 7, 15, 256), (32768, 7, 7, 512)];
         let mut below = 1;
         for (size, first, largest, kept) in table {
             for size in [below, size] {

@@ -117,7 +117,7 @@ fn rows_93_and_94_what_one_cpu_allocates_and_another_frees_never_grows() {
         frames.into_iter().for_each(|frame| heap.free_frame(frame));
         be_cpu(0);
         // Until magazines are as large as they become.
-        if round < rounds(4000) / 2 {
+        if round < rounds(4000) * 3 / 4 {
             most = most.max(heap.used());
         }
         assert!(heap.used() <= most + 4096 * 4, "after {round} rounds {} bytes are used, before {most}", heap.used());
