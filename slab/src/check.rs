@@ -7,14 +7,14 @@
 //!
 //! | check | word | finds | costs | instructions |
 //! |---|---|---|---|---|
-//! | [`RED_ZONE`](Checks::RED_ZONE) | `redzone` | writes beside the object, one byte is enough, also in the size class's slack | a pass over the bytes beside the object at both ends of its life | 4,029 |
-//! | [`POISON`](Checks::POISON) | `poison` | writes after the free, and reads before the first write or after the free, which see `0xbaddcafe` and `0xdeadbeef` | two passes over the object at its allocation, one at its free | 3,073 |
-//! | [`AUDIT`](Checks::AUDIT) | `audit` | who allocated and freed it, and what came before: the [log](crate::Heap::set_event_log) | a backtrace at both ends of its life | 2,641 |
-//! | [`QUARANTINE`](Checks::QUARANTINE) | `quarantine` | the same as poison, for longer: a freed object waits until others have been freed, up to a number of bytes | those bytes | 2,811 |
-//! | [`RANDOM`](Checks::RANDOM) | `random` | code that relies on the order of objects | a few instructions | 2,568 |
-//! | [`GUARD`](Checks::GUARD) | `guard`, `guard/16` | accesses behind the object, before its pages and after its free: a page fault at that very instruction | one or two page frames, a pass over them, and mapping and unmapping them, for every object or every 16th | 7,433 |
-//! | [`ZERO`](Checks::ZERO) | `zero` | nothing: objects are zero when they are allocated | a pass over the object | 2,715 |
-//! | [`ZERO_FREED`](Checks::ZERO_FREED) | `zerofree` | nothing: what was in an object is gone when it is free | a pass over the object | 2,909 |
+//! | [`RED_ZONE`](Checks::RED_ZONE) | `redzone` | writes beside the object, one byte is enough, also in the size class's slack | a pass over the bytes beside the object at both ends of its life | 4,005 |
+//! | [`POISON`](Checks::POISON) | `poison` | writes after the free, and reads before the first write or after the free, which see `0xbaddcafe` and `0xdeadbeef` | two passes over the object at its allocation, one at its free | 3,049 |
+//! | [`AUDIT`](Checks::AUDIT) | `audit` | who allocated and freed it, and what came before: the [log](crate::Heap::set_event_log) | a backtrace at both ends of its life | 2,617 |
+//! | [`QUARANTINE`](Checks::QUARANTINE) | `quarantine` | the same as poison, for longer: a freed object waits until others have been freed, up to a number of bytes | those bytes | 2,777 |
+//! | [`RANDOM`](Checks::RANDOM) | `random` | code that relies on the order of objects | a few instructions | 2,544 |
+//! | [`GUARD`](Checks::GUARD) | `guard`, `guard/16` | accesses behind the object, before its pages and after its free: a page fault at that very instruction | one or two page frames, a pass over them, and mapping and unmapping them, for every object or every 16th | 7,443 |
+//! | [`ZERO`](Checks::ZERO) | `zero` | nothing: objects are zero when they are allocated | a pass over the object | 2,691 |
+//! | [`ZERO_FREED`](Checks::ZERO_FREED) | `zerofree` | nothing: what was in an object is gone when it is free | a pass over the object | 2,885 |
 //!
 //! Instructions are those of an allocation of 64 bytes and its free, which are 80 without checks, and some 2,600 with any,
 //! since each object goes to its slab; of `audit` without what the embedder's backtrace takes, of `guard` without the

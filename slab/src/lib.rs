@@ -93,8 +93,8 @@
 //! A byte outside the object says which, and is set and tested at each step. Without checks the allocator never writes into
 //! an object, neither while it is used nor while it is free: what a constructor or a user leaves there stays.
 //!
-//! In a release build an allocation and its free take 40 instructions where the compiler knows the layout and 64 where it does
-//! not, 9 and 11 of them for the refusal of bad frees; where what was allocated last is not freed first, 100 and 38, and in
+//! In a release build an allocation and its free take 38 instructions where the compiler knows the layout and 64 where it does
+//! not, 10 and 11 of them for the refusal of bad frees; where what was allocated last is not freed first, 97 and 33, and in
 //! another than the largest range of memory more.
 //! `cargo bench --manifest-path slab/bench/Cargo.toml --bench instructions` counts them, through `GlobalAlloc` and with no
 //! interrupts to disable, and its loop in: 4 instructions, or 16. The share is what they are more than without those lines.
@@ -106,12 +106,12 @@
 //!
 //! | operation | what bounds it | instructions |
 //! |---|---|---|
-//! | an object from a magazine, and back | nothing is repeated | 66 |
-//! | an object from a slab | 16 objects at most are taken with one hold of a lock | 860 |
-//! | the same, from a new slab | its page frames, 1024 at most, each of whose records is written | 4,700 |
-//! | a free that needs an empty magazine | whose memory may be a new slab | 5,100 |
-//! | the same, where the depot is full | 63 objects at most go back with one hold of a lock; the slabs that are empty then leave, and each CPU is told | 11,000 |
-//! | a block of page frames, and back | 18 orders at most to cut or to merge; as many records are written as it has frames | 83 to 530 |
+//! | an object from a magazine, and back | nothing is repeated | 60 |
+//! | an object from a slab | 16 objects at most are taken with one hold of a lock | 640 |
+//! | the same, from a new slab | its page frames, 1024 at most, each of whose records is written | 3,700 |
+//! | a free that needs an empty magazine | whose memory may be a new slab | 4,000 |
+//! | the same, where the depot is full | 127 objects at most go back, 32 with each hold of a lock; the slabs that are empty then leave, and each CPU is told | 8,000 |
+//! | a block of page frames, and back | 18 orders at most to cut or to merge; as many records are written as it has frames | 77 to 490 |
 //!
 //! `cargo run -- --bench` counts them in the kernel of the tests, `the_slow_path` and `page_frames`; `what_is_alive_costs_nothing`
 //! compares them with those among 200,000 objects and 50 caches. Where memory is short, an allocation asks others to give back what

@@ -85,9 +85,9 @@ impl<const CHECKED: bool> Subject for Kslab<CHECKED> {
         cache.allocate().expect("memory").as_ptr()
     }
 
-    /// The header of their slab.
+    /// The header of their slab, which the first slab of a cache starts with.
     fn own_data(&self, blocks: &[Block]) -> *mut u8 {
-        blocks[0].start.map_addr(|address| address | 4095).wrapping_sub(63)
+        blocks[0].start.map_addr(|address| address & !4095)
     }
 
     fn give_back(&self) {

@@ -65,8 +65,6 @@ fn pairs() {
     const KNOWN: Layout = Layout::new::<[u64; 8]>();
     in_a_row("hot_pair_64", || pair(KNOWN));
     without_interrupts(|| in_a_row("hot_pair_64_interrupts_off", || pair(KNOWN)));
-    // SAFETY: the layout is not empty, and the block freed once.
-    in_a_row("hot_pair_64_inlined", || unsafe { HEAP.dealloc(black_box(HEAP.alloc(KNOWN)), KNOWN) });
     in_a_row("box_64", || drop(black_box(Box::new([0_u64; 8]))));
     for bytes in [600, 1024, 4096, 16 << 10, 2 << 20] {
         let layout = black_box(block(bytes));
