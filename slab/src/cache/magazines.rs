@@ -47,8 +47,8 @@ const ATTEMPTS: usize = 3;
 pub(crate) struct Magazines<P> {
     /// `P::CPUS` of them; null until the first free that finds memory for them.
     cpus: AtomicPtr<Cpu>,
-    /// CPUs that may free to their magazines, and that may allocate from them: those with lower numbers. The depot's lock guards
-    /// both; each is 0 or `P::CPUS`, and 0 as long as `cpus` is null.
+    /// CPUs with lower numbers may free to their magazines, and allocate from them. Each is 0 or `P::CPUS`, and 0 as long as
+    /// `cpus` is null; both are written with the depot's lock held.
     freeing: AtomicUsize,
     allocating: AtomicUsize,
     shared: OwnLines<Shared<P>>,
