@@ -34,7 +34,7 @@ struct FreeList {
 }
 
 /// How many loose frames before and behind another are freed with it.
-const LOOSE: u32 = 32;
+const LOOSE: u32 = 64;
 
 /// How many blocks of an order wait unmerged.
 const STOCKED: usize = 8;
