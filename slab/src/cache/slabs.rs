@@ -68,7 +68,8 @@ pub(crate) struct Slabs<P> {
     state: OwnLines<IrqLock<P, State>>,
     /// Slabs with objects that were freed in an NMI.
     deferred: Deferred,
-    /// Who goes over the list of all slabs now: no slab leaves it meanwhile. It goes up with the lock held.
+    /// Who goes over the list of all slabs now, or puts one on that of `deferred`: no slab leaves the cache meanwhile. It goes up
+    /// with the lock held, or by who has an object.
     walks: AtomicU32,
     /// A slab whose header was found overwritten, which nobody has reported yet.
     damaged: AtomicU32,

@@ -144,6 +144,25 @@ fn an_nmi_frees_into_a_listed_slab(bench: &Bench) {
     bench.finish(heap);
 }
 
+/// The same, and the slab is empty then and leaves its cache.
+fn an_nmi_frees_into_a_listed_slab_that_leaves(bench: &Bench) {
+    let heap = bench.heap();
+    explorer::be_cpu(9);
+    let objects = take(&heap, 2);
+    explorer::be_cpu(crate::platform::IN_NMI);
+    give(&heap, [objects[0]]);
+    explorer::be_cpu(0);
+    bench.given(objects[1]);
+    let slabs = &heap.caches().class(class()).slabs;
+    let leave = || _ = slabs.reap(heap.caches(), true).release();
+    bench.run([
+        (crate::platform::IN_NMI, Box::new(|| bench.free(&heap, objects[1])) as Work<'_>),
+        (10, Box::new(leave)),
+    ]);
+    assert!(slabs.numbers().slabs > 0 || slabs.has_none_deferred(), "a slab that went back is on the list");
+    bench.finish(heap);
+}
+
 #[test]
 fn row_100_what_is_pushed_is_taken_once_though_frames_come_back() {
     holds(EveryOrder, push_push_and_take);
@@ -187,4 +206,9 @@ fn row_83_an_nmi_frees_into_a_slab_while_another_cpu_takes_it_in() {
 #[test]
 fn row_83_that_takes_atomic_exchanges() {
     fails_with(EveryOrder, Bug::TornExchange, an_nmi_frees_into_a_listed_slab);
+}
+
+#[test]
+fn row_83_an_nmi_frees_into_a_slab_that_another_cpu_takes_in_and_gives_back() {
+    holds(EveryOrder, an_nmi_frees_into_a_listed_slab_that_leaves);
 }

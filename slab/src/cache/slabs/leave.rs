@@ -6,7 +6,7 @@
 use super::{ALL, EMPTY, Slabs, State};
 use crate::cache::shared::Caches;
 use crate::cache::slab::{FREE, OF_ALL, RAW, Slab};
-use crate::frames::Frame;
+use crate::frames::{Frame, NOT_LISTED};
 use crate::platform::Platform;
 use crate::sync::Ordering::{Acquire, Relaxed};
 
@@ -19,6 +19,9 @@ impl<P: Platform> Slabs<P> {
             let Some(first) = state.lists[EMPTY] else { break };
             // SAFETY: what is in a list is a slab of this cache.
             let slab = unsafe { self.slab(frames, first) };
+            if slab.deferred_link().load(Relaxed) != NOT_LISTED {
+                break;
+            }
             self.unlink(state, frames, EMPTY, first, slab);
             self.unlink(state, frames, ALL, first, slab);
             slab.set_next(OF_ALL, detached.replace(first));

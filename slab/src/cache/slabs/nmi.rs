@@ -3,7 +3,8 @@
 //! An object that is freed there stays in its slab with the state [`DEFERRED`], and the slab goes on a list
 //! ([`Deferred`](crate::frames::Deferred)) from which whoever next comes to the slabs takes it.
 //!
-//! Invariant: a slab on the list, or taken off it and not looked at yet, has a slot with that state, and so stays.
+//! Invariant: a slab on the list, or taken off it and not looked at yet, stays: as a rule it has a slot with that state, and
+//! where another CPU has just taken that in, its link says that it is on the list.
 
 use super::{EMPTY, FULL, HOME, LISTS, Slabs};
 use crate::cache::AllocError;
@@ -14,7 +15,7 @@ use crate::fault::Fault;
 use crate::frames::{Frame, Frames, NOT_LISTED, unlink};
 use crate::platform::Platform;
 use crate::sync::AtomicU8;
-use crate::sync::Ordering::Relaxed;
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
 
 impl<P: Platform> Slabs<P> {
     /// An object that is constructed, if the cache constructs, and whether it has been in use, without waiting for anything:
@@ -49,11 +50,14 @@ impl<P: Platform> Slabs<P> {
         let found = self.slab_of(frames, object);
         match found.and_then(|(first, slab)| Some((first, slab, Self::cached_slot(slab, object)?))) {
             Some((first, slab, slot)) => {
-                slab.states()[slot].store(DEFERRED, Relaxed);
+                // From when somebody can take the object in until the slab is on the list, none leaves the cache.
+                self.walks.fetch_add(1, Relaxed);
+                slab.states()[slot].store(DEFERRED, Release);
                 if !self.leads_on(frames, Frame::some(slab.deferred_link().load(Relaxed))) {
                     self.note_damage(first);
                 }
                 self.deferred.push_once(first, slab.deferred_link());
+                self.walks.fetch_sub(1, Release);
             }
             None => shared.report(Fault::BadRound, object, None),
         }
@@ -62,6 +66,12 @@ impl<P: Platform> Slabs<P> {
     /// Whether nothing has written over the link of a slab, as it seems.
     fn leads_on(&self, frames: &Frames<P>, next: Option<Frame>) -> bool {
         next.is_none_or(|next| next.number() == NOT_LISTED || self.slab_if(frames, next).is_some())
+    }
+
+    /// Lets a test see whether a slab is on the list.
+    #[cfg(all(test, models))]
+    pub(crate) fn has_none_deferred(&self) -> bool {
+        self.deferred.is_empty()
     }
 
     /// Takes in what was freed in NMIs.
@@ -75,7 +85,7 @@ impl<P: Platform> Slabs<P> {
     #[cold]
     fn take_in(&self, shared: &Caches<P>) {
         let frames = shared.frames();
-        let is_deferred = |state: &AtomicU8| state.load(Relaxed) == DEFERRED;
+        let is_deferred = |state: &AtomicU8| state.load(Acquire) == DEFERRED;
         let mut next = self.deferred.take_all();
         // Those slots of a slab that are to be taken in keep it.
         while let Some((first, slab)) = next.and_then(|first| Some((first, self.slab_if(frames, first)?))) {
