@@ -130,22 +130,15 @@ fn put_put_and_take(bench: &Bench) {
 /// An NMI frees an object of a slab, which is listed already, while another CPU takes that slab in: the NMI relies on it
 /// to look again.
 fn an_nmi_frees_into_a_listed_slab(bench: &Bench) {
-    let heap = bench.heap();
-    explorer::be_cpu(9);
-    let objects = take(&heap, 2);
-    explorer::be_cpu(crate::platform::IN_NMI);
-    give(&heap, [objects[0]]);
-    explorer::be_cpu(0);
-    bench.given(objects[1]);
-    bench.run([
-        (crate::platform::IN_NMI, Box::new(|| bench.free(&heap, objects[1])) as Work<'_>),
-        (10, Box::new(|| heap.caches().class(class()).slabs.take_in_deferred(heap.caches()))),
-    ]);
-    bench.finish(heap);
+    an_nmi_frees_while_another_cpu_takes_in(bench, false);
 }
 
 /// The same, and the slab is empty then and leaves its cache.
 fn an_nmi_frees_into_a_listed_slab_that_leaves(bench: &Bench) {
+    an_nmi_frees_while_another_cpu_takes_in(bench, true);
+}
+
+fn an_nmi_frees_while_another_cpu_takes_in(bench: &Bench, and_gives_back: bool) {
     let heap = bench.heap();
     explorer::be_cpu(9);
     let objects = take(&heap, 2);
@@ -154,10 +147,13 @@ fn an_nmi_frees_into_a_listed_slab_that_leaves(bench: &Bench) {
     explorer::be_cpu(0);
     bench.given(objects[1]);
     let slabs = &heap.caches().class(class()).slabs;
-    let leave = || _ = slabs.reap(heap.caches(), true).release();
+    let take_in = || match and_gives_back {
+        true => _ = slabs.reap(heap.caches(), true).release(),
+        false => slabs.take_in_deferred(heap.caches()),
+    };
     bench.run([
         (crate::platform::IN_NMI, Box::new(|| bench.free(&heap, objects[1])) as Work<'_>),
-        (10, Box::new(leave)),
+        (10, Box::new(take_in)),
     ]);
     assert!(slabs.numbers().slabs > 0 || slabs.has_none_deferred(), "a slab that went back is on the list");
     bench.finish(heap);
