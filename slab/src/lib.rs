@@ -163,7 +163,8 @@
 //!   cost more than all else. Of two CPUs that free one object within the same few instructions both may succeed. Then the
 //!   second is reported when it hands the object out or gives it to its slab; in between the object can have two owners.
 //! - A bad free reads the record of a page frame while other CPUs may change it. If in those few instructions the frame becomes
-//!   part of a slab of just the cache that is named, the record's old content may be taken for where that slab's header and first slot are.
+//!   part of a slab of just the cache that is named, the record's old content may be taken for where that slab's header and
+//!   first slot are.
 //! - Release builds believe what a magazine or a stock of page frames holds, as far as its count is plausible. Builds with
 //!   debug assertions find each round that something has written over; a cache with checks has no magazines in use.
 //! - The depot of a cache may hold full magazines of a 32nd of memory until [`Heap::maintain`] is called or memory is short.

@@ -144,8 +144,6 @@ pub(crate) struct Geometry {
     pub(crate) finder: SlotFinder,
     /// From one colour to the next.
     step: usize,
-    /// The header's place is the colour, and slots go round; or else the first slot's place is the colour.
-    goes_round: bool,
 }
 
 /// Where things are in a slab of one colour, in bytes from its start.
@@ -241,8 +239,7 @@ impl Geometry {
             owner: SlabOwner::NONE,
             block_mask,
         };
-        let goes_round = !off_slab && frames.is_power_of_two();
-        let (step, room) = if goes_round {
+        let (step, room) = if goes_round(frames, off_slab) {
             (objects_of_a_colour(stride, slots) * stride, slots * stride)
         } else {
             let header = if off_slab { 0 } else { header_bytes(slots) };
@@ -250,26 +247,13 @@ impl Geometry {
         };
         let colours = (room / step) as u32 + 1;
         let bands_a_slot = (BANDS << 32) / slots;
-        Some(Self {
-            stride,
-            align,
-            frames,
-            size,
-            order,
-            slots,
-            bands_a_slot,
-            colours,
-            off_slab,
-            finder,
-            step,
-            goes_round,
-        })
+        Some(Self { stride, align, frames, size, order, slots, bands_a_slot, colours, off_slab, finder, step })
     }
 
     /// Where things are in a slab of a colour, of which there are [`colours`](Self::colours).
     pub(crate) const fn places(&self, colour: u32) -> Places {
         let shift = colour as usize * self.step;
-        if self.goes_round {
+        if goes_round(self.frames, self.off_slab) {
             let gap = self.bytes() - self.slots * self.stride;
             Places { header: shift, first_slot: self.finder.round(shift + gap) }
         } else {
@@ -299,6 +283,11 @@ impl Geometry {
     pub(crate) const fn first_of(&self, frame: Frame) -> Frame {
         frame.block_start(self.size)
     }
+}
+
+/// Whether the header's place is the colour, and slots go round; or else the first slot's place is the colour.
+const fn goes_round(frames: u32, off_slab: bool) -> bool {
+    !off_slab && frames.is_power_of_two()
 }
 
 /// How many objects further on a header lies from colour to colour: at the start of a cache line again, if that leaves a few

@@ -1,8 +1,8 @@
 //! What was freed in an NMI and is still to be taken in.
 //!
 //! A stack of frames, linked through words of their records or their slabs' headers: one for runs of page frames, and one a
-//! cache for its slabs with freed objects. So nothing is written to what was freed, and a constructed object stays constructed. A push is an
-//! exchange that is tried again where another one came first; the stack is only ever taken as a whole. Nobody follows a
+//! cache for its slabs with freed objects. So nothing is written to what was freed, and a constructed object stays constructed. A
+//! push is an exchange that is tried again where another one came first; the stack is only ever taken as a whole. Nobody follows a
 //! link that can still change, and so it does not matter whether a frame has been away and come back (no ABA).
 //!
 //! Lock: none; no step waits for another CPU, or for what an NMI has interrupted.
